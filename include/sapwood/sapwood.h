@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+// Umbrella header.
+#pragma once
+
+#include "sapwood/decode.h"
+#include "sapwood/engine.h"
+#include "sapwood/error.h"
+#include "sapwood/forest.h"
+#include "sapwood/types.h"

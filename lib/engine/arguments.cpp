@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/arguments.h"
+
+#include <cstdint>
+#include <limits>
+
+#include "base/error.h"
+#include "plan/tiles.h"
+
+namespace sapwood {
+namespace {
+
+constexpr std::int64_t kElement = 2;
+constexpr std::int64_t kAlign = 16;  // bytes: every row is read and written in 16-byte pieces
+
+[[noreturn]] void refuse(const char* what, const std::string& why) { raise(ErrorCode::kInvalidArgument, std::string(what) + " " + why); }
+
+void check_pointer(const char* what, const void* pointer, std::uintptr_t align) {
+    if (pointer == nullptr) refuse(what, "is null");
+    if (reinterpret_cast<std::uintptr_t>(pointer) % align != 0) {
+        refuse(what, "is at an address that is not a multiple of " + std::to_string(align) + " bytes");
+    }
+}
+
+/// Stride in bytes: the given one or, for 0, the packed one; a multiple of 16 bytes that fits `limit`.
+std::int64_t stride(const char* what, std::int64_t given, std::int64_t packed, std::int64_t limit) {
+    const std::int64_t elements = given == 0 ? packed : given;
+    if (elements < 0 || elements > limit / kElement || elements * kElement % kAlign != 0) {
+        refuse(what, "is " + std::to_string(elements) + " elements; it must be a positive multiple of 8, at most " +
+                         std::to_string(limit / kElement));
+    }
+    return elements * kElement;
+}
+
+}  // namespace
+
+void bind(const DecodeProblem& problem, const DecodeTensors& tensors, abi::DecodeParams& params) {
+    constexpr std::int64_t k32 = std::numeric_limits<std::uint32_t>::max();
+    constexpr std::int64_t k64 = std::numeric_limits<std::int64_t>::max() / 4;
+    check_pointer("q", tensors.q, kAlign);
+    check_pointer("k", tensors.k, kAlign);
+    check_pointer("v", tensors.v, kAlign);
+    check_pointer("out", tensors.out, kAlign);
+    if (tensors.lse != nullptr) check_pointer("lse", tensors.lse, 4);
+    if (problem.page_size > 0) check_pointer("page_table", tensors.page_table, 4);
+    if (problem.page_size == 0 && tensors.page_table != nullptr) {
+        refuse("page_table", "is given, but the plan is for contiguous KV (page_size 0)");
+    }
+    params.q = tensors.q;
+    params.k = tensors.k;
+    params.v = tensors.v;
+    params.out = tensors.out;
+    params.lse = tensors.lse;
+    params.page_table = tensors.page_table;
+    const std::int64_t d = problem.head_dim, dv = problem.head_dim_v;
+    params.q_request_stride = stride("q_request_stride", tensors.q_request_stride, problem.q_heads * d, k64);
+    params.out_request_stride = stride("out_request_stride", tensors.out_request_stride, problem.q_heads * dv, k64);
+    params.q_head_stride = static_cast<unsigned>(stride("q_head_stride", tensors.q_head_stride, d, k32));
+    params.out_head_stride = static_cast<unsigned>(stride("out_head_stride", tensors.out_head_stride, dv, k32));
+    params.k_token_stride = static_cast<unsigned>(stride("k_token_stride", tensors.k_token_stride, problem.kv_heads * d, k32));
+    params.v_token_stride = static_cast<unsigned>(stride("v_token_stride", tensors.v_token_stride, problem.kv_heads * dv, k32));
+    params.k_head_stride = stride("k_head_stride", tensors.k_head_stride, d, k64);
+    params.v_head_stride = stride("v_head_stride", tensors.v_head_stride, dv, k64);
+}
+
+}  // namespace sapwood

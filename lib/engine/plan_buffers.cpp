@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/plan_buffers.h"
+
+#include "plan/tiles.h"
+
+namespace sapwood {
+namespace {
+
+/// Counts first, then places: the same sequence of calls measures the allocation and fills in the pointers.
+class Layout {
+public:
+    template <class T>
+    std::size_t place(std::int64_t count) {
+        const std::size_t at = bytes_;
+        bytes_ += (static_cast<std::size_t>(count) * sizeof(T) + 255) / 256 * 256;
+        return at;
+    }
+    std::size_t bytes() const { return bytes_; }
+
+private:
+    std::size_t bytes_ = 0;
+};
+
+}  // namespace
+
+PlanBuffers::PlanBuffers(std::shared_ptr<Memory> memory, const DecodePlan::Impl& plan, Kernel* kernel, const void* engine)
+    : memory_(std::move(memory)), kernel_(kernel), engine_(engine) {
+    const DecodeProblem& problem = plan.problem;
+    Layout layout;
+    const std::size_t header = layout.place<abi::WorkHeader>(1);
+    const std::size_t ticket = layout.place<unsigned>(2);
+    const std::size_t items = layout.place<abi::Item>(plan.capacity.items);
+    const std::size_t requests = layout.place<abi::ItemRequest>(plan.capacity.requests);
+    const std::size_t chunks = layout.place<abi::Chunk>(plan.capacity.chunks);
+    const std::size_t arrivals = layout.place<unsigned>(plan.capacity.slots * problem.kv_heads);
+    const std::size_t lse = layout.place<float>(plan.capacity.slots * problem.q_heads);
+    const std::size_t out = layout.place<float>(plan.capacity.slots * problem.q_heads * problem.head_dim_v);
+    block_ = memory_->allocate(layout.bytes());
+    const auto at = [&](std::size_t offset) { return static_cast<void*>(static_cast<char*>(block_) + offset); };
+    base_.header = static_cast<abi::WorkHeader*>(at(header));
+    base_.ticket = static_cast<unsigned*>(at(ticket));
+    base_.items = static_cast<abi::Item*>(at(items));
+    base_.requests = static_cast<abi::ItemRequest*>(at(requests));
+    base_.chunks = static_cast<abi::Chunk*>(at(chunks));
+    base_.arrivals = static_cast<unsigned*>(at(arrivals));
+    base_.partial_lse = static_cast<float*>(at(lse));
+    base_.partial_out = static_cast<float*>(at(out));
+    base_.kv_heads = static_cast<unsigned>(problem.kv_heads);
+    base_.item_capacity = static_cast<unsigned>(plan.capacity.items);
+    constexpr float kLog2e = 1.4426950408889634f;
+    base_.scale_log2 = problem.softcap > 0 ? problem.scale / problem.softcap : problem.scale * kLog2e;
+    base_.softcap_log2 = problem.softcap * kLog2e;
+}
+
+PlanBuffers::~PlanBuffers() { memory_->free(block_); }
+
+void PlanBuffers::upload(DecodePlan::Impl& plan, void* stream) {
+    WorkList& list = plan.list;
+    const auto copy = [&](const void* to, const auto& from, std::size_t begin, std::size_t end) {
+        constexpr std::size_t size = sizeof(from[0]);
+        if (begin == end) return;
+        char* target = static_cast<char*>(const_cast<void*>(to)) + begin * size;
+        memory_->copy_in(target, from.data() + begin, (end - begin) * size, stream);
+    };
+    if (revision_ != plan.revision) {
+        const abi::WorkHeader header = {static_cast<unsigned>(list.items.size()), {}};
+        memory_->copy_in(const_cast<abi::WorkHeader*>(base_.header), &header, sizeof(header), stream);
+        copy(base_.items, list.items, 0, list.items.size());
+        copy(base_.requests, list.requests, 0, list.requests.size());
+        copy(base_.chunks, list.chunks, 0, list.chunks.size());
+    } else {
+        copy(base_.chunks, list.chunks, list.changed_begin, list.changed_end);
+    }
+    revision_ = plan.revision;
+    list.changed_begin = list.changed_end = 0;
+}
+
+}  // namespace sapwood

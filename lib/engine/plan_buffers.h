@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// Device side of a plan: work list, partial results, counters, in one allocation of the plan's fixed capacity.
+#pragma once
+
+#include <memory>
+
+#include "abi.h"
+#include "engine/device_memory.h"
+#include "engine/kernel.h"
+#include "plan/decode_plan.h"
+
+namespace sapwood {
+
+class PlanBuffers {
+public:
+    PlanBuffers(std::shared_ptr<Memory> memory, const DecodePlan::Impl& plan, Kernel* kernel, const void* engine);
+    ~PlanBuffers();
+    PlanBuffers(const PlanBuffers&) = delete;
+    PlanBuffers& operator=(const PlanBuffers&) = delete;
+
+    bool stale(const DecodePlan::Impl& plan) const noexcept {
+        return revision_ != plan.revision || plan.list.changed_begin != plan.list.changed_end;
+    }
+    /// Copies what has changed since the last upload.
+    void upload(DecodePlan::Impl& plan, void* stream);
+    /// The parameter block with everything but the tensors.
+    const abi::DecodeParams& base() const noexcept { return base_; }
+    Kernel* kernel() const noexcept { return kernel_; }
+    const void* engine() const noexcept { return engine_; }
+    Memory& memory() const noexcept { return *memory_; }
+
+private:
+    std::shared_ptr<Memory> memory_;
+    Kernel* kernel_;
+    const void* engine_;
+    void* block_ = nullptr;
+    abi::DecodeParams base_{};
+    std::uint64_t revision_ = 0;
+};
+
+}  // namespace sapwood

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "jit/disk_cache.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <thread>
+
+#include "base/log.h"
+#include "base/once_cache.h"
+#include "jit/object_store.h"
+
+namespace sapwood::jit {
+namespace {
+
+using Artifacts = OnceCache<Digest, const Artifact>;
+using Clock = std::chrono::steady_clock;
+
+/// The memory level of one process. A forked child gets one of its own: in the parent's, a mutex may be locked and a compile may be
+/// under way, by threads that the child does not have.
+struct Memory {
+    pid_t pid;
+    Artifacts artifacts;
+};
+
+}  // namespace
+
+struct DiskCache::Impl {
+    Impl(const std::optional<std::filesystem::path>& asked, DiskCacheOptions options_)
+        : store(asked, options_.max_bytes), options(options_), memory(new Memory{::getpid(), {}}) {}
+
+    ~Impl() {
+        Memory* mine = memory.load();
+        if (mine->pid == ::getpid()) delete mine;  // the parent's is left alone, for the same reason
+    }
+
+    Artifacts& artifacts() {
+        Memory* seen = memory.load(std::memory_order_acquire);
+        if (seen->pid == ::getpid()) return seen->artifacts;
+        auto fresh = std::make_unique<Memory>();
+        fresh->pid = ::getpid();
+        // On failure another thread of the child was faster, and `seen` is its work.
+        if (memory.compare_exchange_strong(seen, fresh.get(), std::memory_order_acq_rel)) return fresh.release()->artifacts;
+        return seen->artifacts;
+    }
+
+    std::shared_ptr<const Artifact> load_or_compile(const Digest& digest, const CompileRequest& request, Compiler& compiler,
+                                                    Origin& origin);
+    std::shared_ptr<const Artifact> wait_for(ProcessLock& lock, const Digest& digest);
+
+    ObjectStore store;
+    DiskCacheOptions options;
+    std::atomic<Memory*> memory;
+};
+
+/// Returns with the lock held, or with what another process has published meanwhile, or with neither: then this process compiles
+/// what another one may be compiling too, which is waste but never a hang.
+std::shared_ptr<const Artifact> DiskCache::Impl::wait_for(ProcessLock& lock, const Digest& digest) {
+    const Clock::time_point deadline = Clock::now() + options.lock_deadline;
+    for (std::chrono::milliseconds delay{1};; delay = std::min(2 * delay, std::chrono::milliseconds(50))) {
+        const ProcessLock::Attempt attempt = lock.try_acquire();
+        if (attempt == ProcessLock::Attempt::unavailable) return nullptr;
+        // Also once the lock is held: it may have been published between the first look and now.
+        if (auto found = store.read(digest)) return found;
+        if (attempt == ProcessLock::Attempt::acquired) return nullptr;
+        if (Clock::now() >= deadline) {
+            store.counters.lock_timeouts.fetch_add(1, std::memory_order_relaxed);
+            log::debug("another process holds the lock for kernel " + to_hex(digest) + " past the deadline; compiling it here too");
+            return nullptr;
+        }
+        std::this_thread::sleep_for(delay);
+    }
+}
+
+std::shared_ptr<const Artifact> DiskCache::Impl::load_or_compile(const Digest& digest, const CompileRequest& request,
+                                                                 Compiler& compiler, Origin& origin) {
+    origin = Origin::disk;
+    if (auto found = store.read(digest)) return found;
+    std::unique_ptr<ProcessLock> lock = store.lock(digest);
+    if (lock != nullptr) {
+        if (auto found = wait_for(*lock, digest)) return found;
+    }
+    origin = Origin::compiled;
+    store.counters.misses.fetch_add(1, std::memory_order_relaxed);
+    auto artifact = std::make_shared<const Artifact>(compiler.compile(request));
+    store.publish(digest, *artifact);
+    lock.reset();  // before upkeep: others may read now
+    store.upkeep();
+    return artifact;
+}
+
+DiskCache::DiskCache(std::optional<std::filesystem::path> root, DiskCacheOptions options)
+    : impl_(std::make_unique<Impl>(root, options)) {}
+DiskCache::~DiskCache() = default;
+
+std::shared_ptr<const Artifact> DiskCache::get_or_compile(const CompileRequest& request, Compiler& compiler, Origin* origin) {
+    const Digest digest = content_digest(request, compiler.identity());
+    Origin from = Origin::memory;  // also for a caller that waits for another thread's compile
+    auto artifact =
+        impl_->artifacts().get_or_create(digest, [&] { return impl_->load_or_compile(digest, request, compiler, from); });
+    if (origin != nullptr) *origin = from;
+    return artifact;
+}
+
+std::shared_ptr<const Artifact> DiskCache::find(const Digest& digest) { return impl_->store.read(digest); }
+const std::filesystem::path& DiskCache::root() const { return impl_->store.root(); }
+std::string DiskCache::disabled_reason() const { return impl_->store.disabled_reason(); }
+std::vector<CacheEntryInfo> DiskCache::list(bool verify) const { return impl_->store.list(verify); }
+std::uint64_t DiskCache::collect(std::uint64_t max_bytes) { return impl_->store.collect(max_bytes); }
+std::uint64_t DiskCache::clear() { return impl_->store.clear(); }
+
+CacheCounters DiskCache::counters() const {
+    const ObjectStore::Counters& now = impl_->store.counters;
+    return {now.disk_hits, now.misses, now.corrupt, now.published, now.publish_failures, now.lock_timeouts};
+}
+
+const char* origin_name(Origin origin) noexcept {
+    switch (origin) {
+        case Origin::memory:
+            return "memory";
+        case Origin::disk:
+            return "disk";
+        case Origin::compiled:
+            return "compiled";
+    }
+    return "unknown";
+}
+
+}  // namespace sapwood::jit

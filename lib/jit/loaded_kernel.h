@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+// What the engine launches: one loaded kernel, on the GPU or on the host. One by-value parameter block is the whole signature.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace sapwood::jit {
+
+struct LaunchShape {
+    std::uint32_t grid = 1;          // blocks
+    std::uint32_t block = 32;        // threads a block
+    std::uint32_t shared_bytes = 0;  // dynamic shared memory a block
+};
+
+class LoadedKernel {
+public:
+    virtual ~LoadedKernel() = default;
+    /// Enqueues on `stream` (a CUstream; ignored by the host target, which runs to completion). `params` points to the kernel's one
+    /// by-value argument of `params_bytes` bytes. No allocation, no lock, no disk.
+    virtual void launch(const LaunchShape& shape, const void* params, std::size_t params_bytes, void* stream) = 0;
+};
+
+}  // namespace sapwood::jit

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// Every choice that changes the code of a kernel, as plain comparable bytes. The renderer sees nothing else, so nothing can be
+// rendered that is not in the key.
+#pragma once
+
+#include <array>
+#include <compare>
+#include <cstdint>
+#include <cstring>
+#include <string>
+#include <type_traits>
+
+#include "sapwood/decode.h"
+
+namespace sapwood {
+
+enum class Family : std::uint8_t { decode = 1 };
+
+struct KernelKey {
+    std::uint8_t family = 0;
+    std::uint8_t dtype = 0;
+    std::uint8_t softcap = 0;     // 0 or 1; its value is an argument
+    std::uint8_t page_size = 0;   // tokens; 0 = contiguous
+    std::uint16_t head_dim = 0, head_dim_v = 0;
+    std::uint16_t group = 0;
+    std::uint16_t block_kv = 0;
+    std::uint8_t warps = 0, producers = 0, stages = 0, blocks = 0;
+    std::array<char, 16> target{};  // "sm_90a", "host"; zero padded
+
+    bool operator==(const KernelKey& other) const { return std::memcmp(this, &other, sizeof(KernelKey)) == 0; }
+    bool operator<(const KernelKey& other) const { return std::memcmp(this, &other, sizeof(KernelKey)) < 0; }
+
+    /// Canonical text, e.g. "decode/bf16/d128/v128/g4/page1/cap0/w8/p4/kv64/s6/b1/sm_90a".
+    std::string to_string() const;
+};
+static_assert(std::has_unique_object_representations_v<KernelKey>);
+static_assert(sizeof(KernelKey) == 32);
+
+KernelKey decode_key(const DecodeProblem& problem, const DecodeConfig& config, const std::string& target);
+
+}  // namespace sapwood

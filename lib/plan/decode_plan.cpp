@@ -1,0 +1,159 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "plan/decode_plan.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "plan/tiles.h"
+#include "tree/forest_impl.h"
+
+namespace sapwood {
+namespace {
+
+WorkCounts capacity_for(const WorkCounts& needed, const DecodeLimits& asked, const SplitInput& input) {
+    const auto room = [](std::int64_t asked_for, std::int64_t now, std::int64_t least) {
+        return asked_for > 0 ? std::max(asked_for, now) : std::max(2 * now, least);
+    };
+    const std::int64_t in_tile = input.block_kv / static_cast<std::int64_t>(abi::kChunkTokens);
+    WorkCounts capacity;
+    capacity.items = room(asked.max_items, needed.items, 256);
+    capacity.chunks = room(asked.max_tiles * in_tile, needed.chunks, 1024);
+    // Every request may come to have a part in several items.
+    capacity.requests = room(asked.max_requests * 4, needed.requests, 256);
+    capacity.slots = room(asked.max_requests * 4, needed.slots, 256);
+    return capacity;
+}
+
+void check_capacity(const WorkCounts& needed, const WorkCounts& capacity) {
+    const auto check = [](const char* what, std::int64_t need, std::int64_t have) {
+        if (need > have) {
+            raise(ErrorCode::kCapacityExceeded, "the updated forest needs " + std::to_string(need) + " " + what + "; the plan holds " +
+                                                    std::to_string(have) + ". Plan again with larger DecodeLimits (and capture again)");
+        }
+    };
+    check("work items", needed.items, capacity.items);
+    check("request entries", needed.requests, capacity.requests);
+    check("chunks", needed.chunks, capacity.chunks);
+    check("partial slots", needed.slots, capacity.slots);
+}
+
+DecodePlanInfo describe(const DecodePlan::Impl& plan, const ForestOrder& order, const Cover& cover, const CostModel& model) {
+    const DecodeProblem& problem = plan.problem;
+    const double row = static_cast<double>(dtype_bytes(problem.dtype)) * problem.q_heads * (problem.head_dim + problem.head_dim_v);
+    DecodePlanInfo info;
+    info.config = plan.config;
+    info.requests = static_cast<std::int64_t>(order.requests.size() + order.empty.size());
+    info.items = static_cast<std::int64_t>(plan.list.items.size());
+    info.partial_rows = plan.list.slots;
+    std::int64_t loaded = 0;
+    for (const abi::Chunk& chunk : plan.list.chunks) loaded += chunk.tokens;
+    info.kv_load_bytes = static_cast<std::int64_t>(static_cast<double>(loaded) * model.token_bytes * problem.kv_heads);
+    info.hbm_bytes = static_cast<std::int64_t>(static_cast<double>(order.used_tokens) * model.token_bytes * problem.kv_heads +
+                                               static_cast<double>(info.requests) * row);
+    info.partial_bytes = plan.list.slots * problem.q_heads * (problem.head_dim_v + 1) * 4 * 2;
+    info.flops = 2.0 * (problem.head_dim + problem.head_dim_v) * problem.q_heads * static_cast<double>(order.path_tokens);
+    info.model_cost = cover.cost;
+    info.grid = plan.grid();
+    return info;
+}
+
+}  // namespace
+
+SplitInput DecodePlan::Impl::split_input() const {
+    return {.kv_heads = problem.kv_heads, .resident_blocks = grid(), .block_kv = config.block_kv, .aimed = config.split};
+}
+
+void DecodePlan::Impl::plan(const Forest& forest, const ForestOrder& order, const DecodeLimits* asked) {
+    const CostModel model = cost_model(problem, config);
+    const Cover cover = make_cover(order, model);
+    const Split split = choose_split(order, cover, model, split_input());
+    WorkList fresh;
+    fresh.build(order, cover, model, split_input(), split, group_of(problem), static_cast<std::size_t>(forest.node_capacity()));
+    if (asked != nullptr) {
+        capacity = capacity_for(fresh.counts(), *asked, split_input());
+    } else {
+        check_capacity(fresh.counts(), capacity);
+    }
+    // Nothing below throws: the plan changes as a whole or not at all.
+    list = std::move(fresh);
+    info = describe(*this, order, cover, model);
+    const Forest::Impl& source = forest.impl();
+    forest_identity = source.identity;
+    forest_structure = source.structure;
+    journal = source.grown.size();
+    grown_tokens = 0;
+    ++revision;
+}
+
+std::unique_ptr<DecodePlan::Impl> make_decode_plan(const DecodeProblem& asked_problem, const Forest& forest, const DecodeConfig& config,
+                                                   const DecodeLimits& asked, const Limits& limits) {
+    auto plan = std::make_unique<DecodePlan::Impl>();
+    plan->problem = complete(asked_problem);
+    plan->limits = limits;
+    // The widest node decides between wide and narrow blocks.
+    const ForestOrder order = order_of(forest);
+    const Workload workload = {.widest_rows = static_cast<std::int64_t>(order.widest) * group_of(plan->problem),
+                               .kv_tokens = order.used_tokens};
+    plan->config = choose_config(plan->problem, config, workload, limits);
+    plan->plan(forest, order, &asked);
+    return plan;
+}
+
+DecodePlan::DecodePlan(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+DecodePlan::DecodePlan(DecodePlan&&) noexcept = default;
+DecodePlan& DecodePlan::operator=(DecodePlan&&) noexcept = default;
+DecodePlan::~DecodePlan() = default;
+
+void DecodePlan::update(const Forest& forest) {
+    Impl& plan = *impl_;
+    const Forest::Impl& source = forest.impl();
+    if (source.identity != plan.forest_identity || source.structure != plan.forest_structure || plan.journal > source.grown.size()) {
+        plan.plan(forest, order_of(forest), nullptr);
+        return;
+    }
+    for (; plan.journal < source.grown.size(); ++plan.journal) {
+        if (!plan.list.grow(source.grown[plan.journal], source.grown_by[plan.journal])) {
+            // Only lengths have changed since the plan was made, but one outgrew its last chunk. Partly patched is not a state to
+            // leave behind, so a failure of the new plan must still find a usable list: the patches so far are all valid lengths.
+            plan.plan(forest, order_of(forest), nullptr);
+            return;
+        }
+        plan.grown_tokens += source.grown_by[plan.journal];
+    }
+}
+
+const DecodeProblem& DecodePlan::problem() const noexcept { return impl_->problem; }
+
+DecodePlanInfo DecodePlan::info() const {
+    DecodePlanInfo info = impl_->info;
+    // Patched lengths: the totals that follow from them alone.
+    const double bytes = static_cast<double>(impl_->grown_tokens) * impl_->problem.kv_heads * 2.0 *
+                         (impl_->problem.head_dim + impl_->problem.head_dim_v);
+    info.hbm_bytes += static_cast<std::int64_t>(bytes);
+    info.kv_load_bytes += static_cast<std::int64_t>(bytes);
+    return info;
+}
+
+std::string DecodePlan::kernel_key() const { return impl_->key; }
+
+std::string DecodePlan::to_string(int max_items) const {
+    const DecodePlanInfo i = info();
+    const WorkList& list = impl_->list;
+    const auto megabytes = [](std::int64_t bytes) {
+        const std::string tenths = std::to_string((bytes + 50'000) / 100'000);
+        return (tenths.size() > 1 ? tenths.substr(0, tenths.size() - 1) : "0") + "." + tenths.substr(tenths.size() - 1) + " MB";
+    };
+    std::string text = std::to_string(i.requests) + " requests, " + std::to_string(i.items) + " work items x " +
+                       std::to_string(impl_->problem.kv_heads) + " KV heads on " + std::to_string(i.grid) + " blocks, config " +
+                       i.config.to_string() + "\n  " + megabytes(i.hbm_bytes) + " at least, KV loads " + megabytes(i.kv_load_bytes) +
+                       ", partial results " + megabytes(i.partial_bytes) + " (" + std::to_string(i.partial_rows) + " slots)";
+    for (std::size_t n = 0; n < list.items.size() && static_cast<int>(n) < max_items; ++n) {
+        const abi::Item& item = list.items[n];
+        text += "\n  item " + std::to_string(n) + ": " + std::to_string(item.requests) + " requests, " + std::to_string(item.tiles) + " tiles" +
+                (item.partial ? ", partial" : ", final");
+    }
+    if (static_cast<int>(list.items.size()) > max_items) text += "\n  …";
+    return text;
+}
+
+}  // namespace sapwood

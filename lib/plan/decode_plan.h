@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "plan/limits.h"
+#include "plan/work_list.h"
+#include "sapwood/decode.h"
+
+namespace sapwood {
+
+/// Host side of a plan. `device` is what the engine keeps beside it (buffers, the loaded kernel); the planner never looks inside.
+struct DecodePlan::Impl {
+    DecodeProblem problem;
+    DecodeConfig config;
+    Limits limits;
+    WorkCounts capacity;
+    WorkList list;
+    DecodePlanInfo info;
+    std::string key;
+
+    std::uint64_t forest_identity = 0, forest_structure = 0;
+    std::size_t journal = 0;        // growth entries of the forest taken over so far
+    std::uint64_t revision = 0;     // of the whole list; patches are in list.changed_*
+    std::int32_t grown_tokens = 0;  // patched since the last full plan
+
+    std::shared_ptr<void> device;
+
+    /// Plans `forest`. With `asked` the capacity is set from it; without, the list must fit the capacity there is, else
+    /// kCapacityExceeded is thrown and nothing has changed.
+    void plan(const Forest& forest, const ForestOrder& order, const DecodeLimits* asked);
+    SplitInput split_input() const;
+    int grid() const { return limits.sms * config.blocks; }
+};
+
+/// A complete plan, configuration chosen where `config` leaves it open.
+std::unique_ptr<DecodePlan::Impl> make_decode_plan(const DecodeProblem& problem, const Forest& forest, const DecodeConfig& config,
+                                                   const DecodeLimits& asked, const Limits& limits);
+
+}  // namespace sapwood

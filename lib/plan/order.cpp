@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "plan/order.h"
+
+#include <algorithm>
+
+#include "abi.h"
+#include "tree/forest_impl.h"
+
+namespace sapwood {
+namespace {
+
+std::int64_t whole_chunks(std::int64_t tokens) {
+    return (tokens + abi::kChunkTokens - 1) / abi::kChunkTokens * abi::kChunkTokens;
+}
+
+/// Items of each key, by counting: the items of key k are list[begin[k] .. begin[k + 1]).
+struct Buckets {
+    std::vector<std::int32_t> begin, list;
+    template <class KeyOf>
+    Buckets(std::size_t keys, std::size_t items, KeyOf key_of) : begin(keys + 1, 0) {
+        for (std::size_t i = 0; i < items; ++i) {
+            if (const std::int32_t key = key_of(i); key >= 0) ++begin[key + 1];
+        }
+        for (std::size_t k = 0; k < keys; ++k) begin[k + 1] += begin[k];
+        list.resize(begin[keys]);
+        std::vector<std::int32_t> at(begin.begin(), begin.end() - 1);
+        for (std::size_t i = 0; i < items; ++i) {
+            if (const std::int32_t key = key_of(i); key >= 0) list[at[key]++] = static_cast<std::int32_t>(i);
+        }
+    }
+};
+
+}  // namespace
+
+ForestOrder order_of(const Forest& forest) {
+    const Forest::Impl& impl = forest.impl();
+    const std::size_t nodes = impl.nodes.size();
+    const Buckets children(nodes + 1, nodes, [&](std::size_t id) {
+        return !impl.alive[id] ? -1 : impl.nodes[id].parent < 0 ? static_cast<std::int32_t>(nodes) : impl.nodes[id].parent;
+    });
+    const Buckets attached(nodes, impl.request_node.size(), [&](std::size_t id) { return std::max(impl.request_node[id], -1); });
+
+    ForestOrder order;
+    order.entries.reserve(nodes);
+    order.requests.reserve(impl.request_node.size());
+    order.request_entry.reserve(impl.request_node.size());
+    order.shared.reserve(impl.request_node.size());
+    for (std::size_t id = 0; id < impl.request_node.size(); ++id) {
+        if (impl.request_node[id] == Forest::kNoNode) order.empty.push_back(static_cast<std::int32_t>(id));
+    }
+
+    // An explicit stack: chains may be as deep as there are nodes. ~entry marks the moment a subtree is complete.
+    struct Visit {
+        std::int32_t node, parent_entry;
+    };
+    std::vector<Visit> stack;
+    const auto push_children = [&](std::size_t bucket, std::int32_t entry) {
+        for (std::int32_t i = children.begin[bucket + 1]; i-- > children.begin[bucket];) stack.push_back({children.list[i], entry});
+    };
+    std::int64_t shared = 0;  // padded depth of the lowest ancestor that the walk has returned to since the last request
+    push_children(nodes, -1);
+    while (!stack.empty()) {
+        const Visit visit = stack.back();
+        stack.pop_back();
+        if (visit.node < 0) {
+            ForestOrder::Entry& done = order.entries[~visit.node];
+            done.request_end = static_cast<std::int32_t>(order.requests.size());
+            if (done.request_end == done.request_begin) {
+                order.entries.resize(~visit.node);  // nobody below: it and what follows it in pre-order, its subtree, are not read
+            }
+            continue;
+        }
+        const Node& node = impl.nodes[visit.node];
+        const std::int32_t index = static_cast<std::int32_t>(order.entries.size());
+        ForestOrder::Entry entry = {.node = visit.node,
+                                    .parent = visit.parent_entry,
+                                    .request_begin = static_cast<std::int32_t>(order.requests.size()),
+                                    .request_end = 0,
+                                    .depth_begin = 0,
+                                    .tokens = node.tokens,
+                                    .padded_begin = 0,
+                                    .padded = whole_chunks(node.tokens),
+                                    .kv_begin = node.kv_begin};
+        if (visit.parent_entry >= 0) {
+            const ForestOrder::Entry& parent = order.entries[visit.parent_entry];
+            entry.depth_begin = parent.depth_begin + parent.tokens;
+            entry.padded_begin = parent.padded_begin + parent.padded;
+        }
+        shared = std::min(shared, entry.padded_begin);
+        order.entries.push_back(entry);
+        for (std::int32_t i = attached.begin[visit.node]; i < attached.begin[visit.node + 1]; ++i) {
+            if (entry.depth_begin + entry.tokens == 0) {
+                order.empty.push_back(attached.list[i]);
+                continue;
+            }
+            order.requests.push_back(attached.list[i]);
+            order.request_entry.push_back(index);
+            order.shared.push_back(shared);
+            shared = entry.padded_begin + entry.padded;
+        }
+        stack.push_back({~index, -1});
+        push_children(visit.node, index);
+    }
+    for (const ForestOrder::Entry& entry : order.entries) {
+        order.used_tokens += entry.tokens;
+        order.path_tokens += entry.tokens * (entry.request_end - entry.request_begin);
+        if (entry.tokens > 0) order.widest = std::max(order.widest, entry.request_end - entry.request_begin);
+    }
+    return order;
+}
+
+}  // namespace sapwood

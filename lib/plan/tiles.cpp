@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "plan/tiles.h"
+
+#include <algorithm>
+#include <cmath>
+#include <initializer_list>
+
+#include "base/error.h"
+
+namespace sapwood {
+namespace {
+
+bool one_of(std::int64_t value, std::initializer_list<int> legal) {
+    return std::find(legal.begin(), legal.end(), value) != legal.end();
+}
+
+[[noreturn]] void refuse(const std::string& text) { raise(ErrorCode::kInvalidProblem, text); }
+
+int registers_a_thread(const DecodeConfig& config, const Limits& limits) {
+    // Warps are placed on four sub-cores; registers are given out in eights a thread.
+    const int warps = (config.warps + config.producers + 3) / 4 * 4 * config.blocks;
+    return std::min(255, limits.registers_sm / (warps * 32) / 8 * 8);
+}
+
+/// Accumulators, query fragments, scores of two chunks, and addressing, from the compiler's reports of the shipped shapes.
+int registers_needed(const abi::DecodeShape& shape) {
+    const int query = abi::decode_query_in_registers(shape) ? static_cast<int>(shape.head_dim) / 4 : 8;
+    return static_cast<int>(shape.head_dim_v) / 2 + query + 60;
+}
+
+}  // namespace
+
+DecodeProblem complete(const DecodeProblem& asked) {
+    DecodeProblem problem = asked;
+    if (problem.head_dim_v == 0) problem.head_dim_v = problem.head_dim;
+    if (problem.q_heads <= 0 || problem.kv_heads <= 0 || problem.q_heads % problem.kv_heads != 0) {
+        refuse("q_heads " + std::to_string(problem.q_heads) + " must be a positive multiple of kv_heads " + std::to_string(problem.kv_heads));
+    }
+    if (group_of(problem) > 64) refuse("GQA group " + std::to_string(group_of(problem)) + " (q_heads / kv_heads) is above 64");
+    for (const int dim : {problem.head_dim, problem.head_dim_v}) {
+        if (!one_of(dim, {64, 96, 128, 192, 256})) refuse("head dim " + std::to_string(dim) + " is not one of 64, 96, 128, 192, 256");
+    }
+    if (problem.dtype != DType::fp16 && problem.dtype != DType::bf16) refuse("dtype must be fp16 or bf16");
+    if (!one_of(problem.page_size, {0, 1, 16, 32, 64, 128})) {
+        refuse("page size " + std::to_string(problem.page_size) + " is not one of 0 (contiguous), 1, 16, 32, 64, 128");
+    }
+    if (!std::isfinite(problem.scale) || !std::isfinite(problem.softcap) || problem.softcap < 0) {
+        refuse("scale " + std::to_string(problem.scale) + " and softcap " + std::to_string(problem.softcap) +
+               " must be finite, the soft-cap not negative");
+    }
+    if (problem.scale == 0) problem.scale = 1.0f / std::sqrt(static_cast<float>(problem.head_dim));
+    return problem;
+}
+
+abi::DecodeShape shape_of(const DecodeProblem& problem, const DecodeConfig& config) {
+    return {.head_dim = static_cast<unsigned>(problem.head_dim),
+            .head_dim_v = static_cast<unsigned>(problem.head_dim_v),
+            .group = static_cast<unsigned>(group_of(problem)),
+            .warps = static_cast<unsigned>(config.warps),
+            .producers = static_cast<unsigned>(config.producers),
+            .block_kv = static_cast<unsigned>(config.block_kv),
+            .stages = static_cast<unsigned>(config.stages)};
+}
+
+std::string why_illegal(const DecodeProblem& problem, const DecodeConfig& config, const Limits& limits) {
+    if (!one_of(config.warps, {4, 8})) return "warps " + std::to_string(config.warps) + " is not 4 or 8";
+    if (!one_of(config.block_kv, {32, 64, 128})) return "block_kv " + std::to_string(config.block_kv) + " is not 32, 64 or 128";
+    if (!one_of(config.producers, {1, 2, 4}) || !one_of(config.block_kv / config.producers, {16, 32})) {
+        return "producers " + std::to_string(config.producers) + " must be 1, 2 or 4 with 16 or 32 of the " +
+               std::to_string(config.block_kv) + " keys a stage each";
+    }
+    if (config.stages < 2 || config.stages > 16) return "stages " + std::to_string(config.stages) + " is not in 2..16";
+    if (config.blocks < 1 || config.blocks > 4) return "blocks " + std::to_string(config.blocks) + " is not in 1..4";
+    const abi::DecodeShape shape = shape_of(problem, config);
+    const int shared = static_cast<int>(abi::decode_shared_bytes(shape));
+    if (shared > limits.max_shared_block) {
+        return "needs " + std::to_string(shared) + " bytes of shared memory a block; " + limits.target + " allows " +
+               std::to_string(limits.max_shared_block);
+    }
+    if ((shared + limits.reserved_shared_block) * config.blocks > limits.max_shared_sm) {
+        return std::to_string(config.blocks) + " blocks of " + std::to_string(shared) + " bytes do not fit the " +
+               std::to_string(limits.max_shared_sm) + " bytes of shared memory of an SM";
+    }
+    if (registers_needed(shape) > registers_a_thread(config, limits)) {
+        return "needs about " + std::to_string(registers_needed(shape)) + " registers a thread; " +
+               std::to_string(registers_a_thread(config, limits)) + " are left with " + std::to_string(config.blocks) + " blocks an SM";
+    }
+    return {};
+}
+
+DecodeConfig choose_config(const DecodeProblem& problem, const DecodeConfig& asked, const Workload& workload, const Limits& limits) {
+    const auto fixed = [](int asked_value, int value) { return asked_value != 0 ? asked_value : value; };
+    std::string reason;
+    // In order of preference. Wide blocks re-read shared KV least; where no node has more rows than a narrow block holds, two narrow
+    // blocks an SM overlap one's epilogue with the other's stream.
+    const bool narrow = workload.widest_rows <= 64;
+    const DecodeConfig wide_row = {.warps = 8, .producers = 4, .block_kv = 64, .stages = 0, .blocks = 1};
+    const DecodeConfig narrow_row = {.warps = 4, .producers = 2, .block_kv = 64, .stages = 0, .blocks = 2};
+    for (const DecodeConfig& row : {narrow ? narrow_row : wide_row,
+                                    narrow ? wide_row : narrow_row,
+                                    DecodeConfig{.warps = 8, .producers = 2, .block_kv = 32, .stages = 0, .blocks = 1},
+                                    DecodeConfig{.warps = 4, .producers = 4, .block_kv = 64, .stages = 0, .blocks = 1},
+                                    DecodeConfig{.warps = 4, .producers = 2, .block_kv = 32, .stages = 0, .blocks = 1}}) {
+        DecodeConfig config = {.warps = fixed(asked.warps, row.warps),
+                               .producers = fixed(asked.producers, row.producers),
+                               .block_kv = fixed(asked.block_kv, row.block_kv),
+                               .stages = 0,
+                               .blocks = fixed(asked.blocks, row.blocks),
+                               .split = asked.split};
+        if (asked.producers == 0 && config.block_kv / config.producers > 32) config.producers = config.block_kv / 32;
+        if (asked.producers == 0 && config.block_kv / config.producers < 16) config.producers = config.block_kv / 16;
+        // As deep a ring as fits, up to what a stream needs in flight.
+        for (int stages = asked.stages != 0 ? asked.stages : 6; stages >= (asked.stages != 0 ? asked.stages : 2); --stages) {
+            config.stages = stages;
+            const std::string why = why_illegal(problem, config, limits);
+            if (why.empty()) return config;
+            if (reason.empty()) reason = config.to_string() + " " + why;
+        }
+    }
+    raise(asked.to_string() == DecodeConfig{}.to_string() ? ErrorCode::kUnsupportedDevice : ErrorCode::kInvalidProblem,
+          "no decode configuration for head dims " + std::to_string(problem.head_dim) + "/" + std::to_string(problem.head_dim_v) + " runs on " +
+              limits.target + ": " + reason);
+}
+
+std::string DecodeConfig::to_string() const {
+    return "{\"warps\":" + std::to_string(warps) + ",\"producers\":" + std::to_string(producers) + ",\"block_kv\":" +
+           std::to_string(block_kv) + ",\"stages\":" + std::to_string(stages) + ",\"blocks\":" + std::to_string(blocks) + ",\"split\":" +
+           std::to_string(split) + "}";
+}
+
+}  // namespace sapwood

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tile sizes of the decode kernel: which can run, and which is taken when the caller leaves them open.
+#pragma once
+
+#include <string>
+
+#include "attention/decode_layout.h"
+#include "plan/limits.h"
+#include "sapwood/decode.h"
+
+namespace sapwood {
+
+/// Throws kInvalidProblem unless the shapes fit together; returns the problem with its defaults filled in.
+DecodeProblem complete(const DecodeProblem& problem);
+
+inline int group_of(const DecodeProblem& problem) { return problem.q_heads / problem.kv_heads; }
+
+abi::DecodeShape shape_of(const DecodeProblem& problem, const DecodeConfig& config);
+
+/// Why this configuration cannot run on this device, with numbers; empty if it can.
+std::string why_illegal(const DecodeProblem& problem, const DecodeConfig& config, const Limits& limits);
+
+/// What the forest asks of the tiles.
+struct Workload {
+    std::int64_t widest_rows = 0;  // most query rows of a KV head that share one node
+    std::int64_t kv_tokens = 0;    // tokens on some request's path
+};
+
+/// The configuration for a problem: fields that `asked` fixes are kept, the others chosen. Throws kUnsupportedDevice with the reason
+/// when nothing legal is left, kInvalidProblem when the fixed fields are illegal by themselves.
+DecodeConfig choose_config(const DecodeProblem& problem, const DecodeConfig& asked, const Workload& workload, const Limits& limits);
+
+}  // namespace sapwood

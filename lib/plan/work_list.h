@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// The device work list of a plan: blocks cut into work items of about equal cost, longest first, in the layout of templates/abi.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "abi.h"
+#include "plan/cover.h"
+
+namespace sapwood {
+
+/// How long a work item may be, in tiles, and what that choice promises.
+struct Split {
+    std::int64_t tiles = 1;   // a work item, at most
+    double makespan = 0;      // of the slowest resident block, by the model, in equivalent bytes
+};
+
+struct SplitInput {
+    std::int32_t kv_heads = 1;
+    std::int32_t resident_blocks = 1;   // grid
+    std::int32_t block_kv = 64;
+    std::int32_t aimed = 0;             // DecodeConfig::split; 0 = choose
+};
+
+/// Chooses the item length for a cover: short items balance the blocks of the grid, long ones have fewer partial results.
+Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel& model, const SplitInput& input);
+
+struct WorkCounts {
+    std::int64_t items = 0, requests = 0, chunks = 0, slots = 0;
+};
+
+/// Items, requests and chunks, host side. Growth inside the last chunk of a node is patched through last_chunks.
+class WorkList {
+public:
+    std::vector<abi::Item> items;
+    std::vector<abi::ItemRequest> requests;
+    std::vector<abi::Chunk> chunks;
+    std::int64_t slots = 0;
+
+    /// Rebuilds everything; keeps the vectors' memory.
+    void build(const ForestOrder& order, const Cover& cover, const CostModel& model, const SplitInput& input, const Split& split,
+               std::int32_t group, std::size_t node_capacity);
+
+    WorkCounts counts() const {
+        return {static_cast<std::int64_t>(items.size()), static_cast<std::int64_t>(requests.size()),
+                static_cast<std::int64_t>(chunks.size()), slots};
+    }
+
+    /// `count` more tokens on a node: true and patched if they fit the last chunk of every item that loads the node, else false and
+    /// unchanged.
+    bool grow(std::int32_t node, std::int32_t count);
+    std::size_t changed_begin = 0, changed_end = 0;  // chunks patched since the last reset
+
+private:
+    struct LastChunk {
+        std::uint32_t chunk;
+        std::int32_t next;  // -1 ends the list of a node
+    };
+    struct Run {  // a stretch of one entry inside an item
+        std::int32_t entry;
+        std::int32_t request_begin, request_end;
+        std::int64_t token_begin, tokens;
+        bool ends;  // holds the entry's last token
+    };
+    void emit_item(const ForestOrder& order, std::span<const Run> runs, std::int32_t block_kv, std::int32_t group);
+    void emit_run(const ForestOrder& order, const Run& run, std::int64_t first_chunk, std::int64_t count, std::int32_t hull_begin,
+                  std::int32_t group);
+    void resolve_slots();
+
+    std::vector<std::int32_t> last_of_node_;
+    std::vector<LastChunk> last_chunks_;
+    std::vector<std::int32_t> parts_;       // of a request, by depth-first position
+    std::vector<double> cost_;              // of an item
+};
+
+}  // namespace sapwood

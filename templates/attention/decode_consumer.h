@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+// The compute warps: each keeps the softmax state of 16 query rows in registers while the keys of its work item stream by. A warp
+// looks only at chunks that some of its rows see, so siblings of one subtree walk root to leaf in one block without partial results.
+#pragma once
+
+#include "attention/decode_epilogue.h"
+#include "attention/decode_producer.h"
+#include "attention/softmax_state.h"
+
+namespace sapwood::kernel {
+
+template <class Traits>
+struct DecodeConsumer {
+    using Element = typename Traits::Element;
+    static constexpr u32 kSteps = Traits::kHeadDim / 16;
+
+    const abi::DecodeParams& params;
+    const DecodeShared<Traits>& shared;
+    const typename Traits::Score score;
+    const u32 warp, lane;
+    RingPosition<Traits::kStages> at;
+
+    SoftmaxState<Traits::kHeadDimV> state;
+    u32 query[Traits::kQueryInRegisters ? kSteps : 1][4];
+    abi::Item item{};
+    u32 kv_head = 0;
+    u32 row_block = 0, part = 0, parts = 1;
+    bool active = false;
+
+    SAPWOOD_DEVICE DecodeConsumer(const abi::DecodeParams& p, const DecodeShared<Traits>& s)
+        : params(p), shared(s), score(p), warp(warp_id()), lane(lane_id()) {}
+
+    SAPWOOD_DEVICE void release() {
+        warp_sync();
+        if (lane == 0) mbarrier_arrive(shared.ring.empty(at.stage));
+        at.advance();
+    }
+
+    /// ldmatrix lane addresses: A fragments and V take row l%16, column l/16; K takes row l%8 + 8*(l/16), column (l/8)%2.
+    SAPWOOD_DEVICE u32 a_address(u32 tile, u32 step) const {
+        return tile + Traits::KTile::offset(lane % 16, step * 2 + lane / 16);
+    }
+
+    SAPWOOD_DEVICE u32 query_hold() const { return shared.address + Traits::kQueryHold + warp * 16 * Traits::kHeadDim * 2; }
+
+    SAPWOOD_DEVICE void begin_item() {
+        const StageHeader* header = shared.header(at.stage);
+        item = header->item;
+        kv_head = header->kv_head;
+        const RowBlocks<Traits> rows(item.requests);
+        parts = rows.parts;
+        row_block = warp % (rows.blocks == 0 ? 1 : rows.blocks);
+        part = warp / (rows.blocks == 0 ? 1 : rows.blocks);
+        active = part < parts;
+        const u32 tile = shared.stage(at.stage) + row_block * 16 * Traits::KTile::kPitch;
+        if constexpr (Traits::kQueryInRegisters) {
+            SAPWOOD_UNROLL for (u32 step = 0; step < kSteps; ++step) ldmatrix_x4(query[step], a_address(tile, step));
+        } else {
+            // Too many registers: keep the warp's 16 rows in shared memory and read a fragment a step.
+            const u8* from = shared.base + (tile - shared.address);
+            u8* to = shared.base + (query_hold() - shared.address);
+            for (u32 i = lane; i < Traits::kHeadDim * 2; i += 32) {
+                reinterpret_cast<U32x4*>(to)[i] = reinterpret_cast<const U32x4*>(from)[i];
+            }
+        }
+        state.clear();
+    }
+
+    /// kCount neighbouring chunks of one tile, all of their keys at once.
+    template <u32 kCount>
+    SAPWOOD_DEVICE void attend(u32 k_tile, u32 v_tile, const abi::Chunk (&chunks)[2]) {
+        f32 s[kCount * 2][4] = {};
+        SAPWOOD_UNROLL for (u32 step = 0; step < kSteps; ++step) {
+            u32 held[4];
+            if constexpr (!Traits::kQueryInRegisters) ldmatrix_x4(held, a_address(query_hold(), step));
+            const u32(&a)[4] = Traits::kQueryInRegisters ? query[Traits::kQueryInRegisters ? step : 0] : held;
+            SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
+                u32 b[4];
+                ldmatrix_x4(b, k_tile + Traits::KTile::offset(c * 16 + lane % 8 + lane / 16 * 8, step * 2 + lane / 8 % 2));
+                mma_16x8x16<Element>(s[c * 2], a, b[0], b[1]);
+                mma_16x8x16<Element>(s[c * 2 + 1], a, b[2], b[3]);
+            }
+        }
+
+        const u32 row0 = row_block * 16 + lane / 4, row1 = row0 + 8;
+        f32 m0 = -infinity(), m1 = -infinity();
+        SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
+            const abi::Chunk& chunk = chunks[c];
+            const bool see0 = row0 >= chunk.row_begin && row0 < chunk.row_end;
+            const bool see1 = row1 >= chunk.row_begin && row1 < chunk.row_end;
+            SAPWOOD_UNROLL for (u32 n = 0; n < 2; ++n) {
+                SAPWOOD_UNROLL for (u32 j = 0; j < 2; ++j) {
+                    const bool valid = n * 8 + lane % 4 * 2 + j < chunk.tokens;
+                    f32(&x)[4] = s[c * 2 + n];
+                    x[j] = valid && see0 ? score(x[j]) : -infinity();
+                    x[2 + j] = valid && see1 ? score(x[2 + j]) : -infinity();
+                    m0 = max_f32(m0, x[j]);
+                    m1 = max_f32(m1, x[2 + j]);
+                }
+            }
+        }
+        state.raise(state.quad_max(m0), state.quad_max(m1));
+        const f32 z0 = state.finite(state.maximum[0]), z1 = state.finite(state.maximum[1]);
+        SAPWOOD_UNROLL for (u32 i = 0; i < kCount * 2; ++i) {
+            s[i][0] = exp2_approx(s[i][0] - z0);
+            s[i][1] = exp2_approx(s[i][1] - z0);
+            s[i][2] = exp2_approx(s[i][2] - z1);
+            s[i][3] = exp2_approx(s[i][3] - z1);
+            state.sum[0] += s[i][0] + s[i][1];
+            state.sum[1] += s[i][2] + s[i][3];
+        }
+        SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
+            // Two neighbouring accumulators, packed, are the A fragment of the next product.
+            const u32 p[4] = {pack2<Element>(s[c * 2][0], s[c * 2][1]), pack2<Element>(s[c * 2][2], s[c * 2][3]),
+                              pack2<Element>(s[c * 2 + 1][0], s[c * 2 + 1][1]), pack2<Element>(s[c * 2 + 1][2], s[c * 2 + 1][3])};
+            SAPWOOD_UNROLL for (u32 d = 0; d < Traits::kHeadDimV / 16; ++d) {
+                u32 b[4];
+                ldmatrix_x4_trans(b, v_tile + Traits::VTile::offset(c * 16 + lane % 16, d * 2 + lane / 16));
+                mma_16x8x16<Element>(state.out[d * 2], p, b[0], b[1]);
+                mma_16x8x16<Element>(state.out[d * 2 + 1], p, b[2], b[3]);
+            }
+        }
+    }
+
+    SAPWOOD_DEVICE bool sees(const abi::Chunk& chunk) const {
+        return chunk.row_begin < row_block * 16 + 16 && chunk.row_end > row_block * 16 && chunk.row_begin < chunk.row_end;
+    }
+
+    /// Pairs of chunks go round the warps that share a row block; `turn` counts the item's pairs.
+    SAPWOOD_DEVICE void attend_tile(u32& turn) {
+        const u32 k_stage = shared.stage(at.stage), v_stage = k_stage + Traits::kBlockKv * Traits::KTile::kPitch;
+        for (u32 pair = 0; pair < Traits::kChunks / 2; ++pair) {
+            const bool mine = active && turn == part;
+            if (++turn >= parts) turn = 0;
+            if (!mine) continue;
+            const abi::Chunk chunks[2] = {shared.chunks(at.stage)[pair * 2], shared.chunks(at.stage)[pair * 2 + 1]};
+            const u32 k_tile = k_stage + pair * 32 * Traits::KTile::kPitch, v_tile = v_stage + pair * 32 * Traits::VTile::kPitch;
+            if (sees(chunks[1])) {
+                if (sees(chunks[0])) {
+                    attend<2>(k_tile, v_tile, chunks);
+                } else {
+                    const abi::Chunk second[2] = {chunks[1], chunks[1]};
+                    attend<1>(k_tile + 16 * Traits::KTile::kPitch, v_tile + 16 * Traits::VTile::kPitch, second);
+                }
+            } else if (sees(chunks[0])) {
+                attend<1>(k_tile, v_tile, chunks);
+            }
+        }
+    }
+
+    SAPWOOD_DEVICE void run() {
+        for (;;) {
+            shared.ring.wait_full(at);
+            if (shared.header(at.stage)->kind == static_cast<u32>(abi::StageKind::stop)) break;
+            begin_item();
+            release();
+            u32 turn = 0;
+            for (u32 tile = 0; tile < item.tiles; ++tile) {
+                shared.ring.wait_full(at);
+                attend_tile(turn);
+                release();
+            }
+            state.reduce_sum();
+            if (parts > 1) {
+                shared.ring.wait_full(at);
+                add_parts<Traits>(shared, at.stage, state, row_block, part, parts);
+                release();
+            }
+            finish_item<Traits>(params, shared, item, kv_head, state, row_block, part == 0 && active);
+        }
+    }
+};
+
+template <class Config>
+SAPWOOD_DEVICE void decode(const abi::DecodeParams& params) {
+    using Traits = DecodeTraits<Config>;
+    const DecodeShared<Traits> shared;
+    if (thread_id() == 0) shared.ring.init(DecodeProducer<Traits>::kFullArrivals, Traits::kWarps);
+    block_sync();
+    if (warp_id() >= Traits::kWarps) {
+        DecodeProducer<Traits>(params, shared).run();
+    } else {
+        DecodeConsumer<Traits>(params, shared).run();
+    }
+}
+
+}  // namespace sapwood::kernel

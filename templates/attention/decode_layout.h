@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: Apache-2.0
+// Shared-memory layout and roles of the decode kernel, as constants. lib/plan computes the same size in closed form; both include
+// this header's formula through decode_shared_bytes.
+#pragma once
+
+#include "abi.h"
+
+namespace sapwood::abi {
+
+/// What a stage of the ring holds.
+enum class StageKind : unsigned { query, tile, scratch, stop };
+
+struct DecodeShape {
+    unsigned head_dim, head_dim_v, group, warps, producers, block_kv, stages;
+};
+
+constexpr unsigned align_up(unsigned value, unsigned to) { return (value + to - 1) / to * to; }
+constexpr unsigned max_unsigned(unsigned a, unsigned b) { return a > b ? a : b; }
+
+constexpr unsigned decode_block_q(const DecodeShape& s) { return s.warps * 16; }
+constexpr bool decode_query_in_registers(const DecodeShape& s) { return s.head_dim <= 128; }
+
+/// Header of a stage: kind, KV head, the item, then the chunks of the tile.
+constexpr unsigned decode_header_bytes(const DecodeShape& s) {
+    return align_up(32 + s.block_kv / kChunkTokens * static_cast<unsigned>(sizeof(Chunk)), 128);
+}
+constexpr unsigned decode_tile_bytes(const DecodeShape& s) { return s.block_kv * (s.head_dim + s.head_dim_v) * 2; }
+/// A stage serves as K and V tile, as Q tile, or as scratch where warps that shared one row block by keys add up their results.
+constexpr unsigned decode_stage_bytes(const DecodeShape& s) {
+    const unsigned query = decode_block_q(s) * s.head_dim * 2;
+    const unsigned scratch = s.warps / 2 * 16 * s.head_dim_v * 4;
+    return align_up(max_unsigned(decode_tile_bytes(s), max_unsigned(query, scratch)), 1024);
+}
+constexpr unsigned decode_query_hold_bytes(const DecodeShape& s) {
+    return decode_query_in_registers(s) ? 0 : decode_block_q(s) * s.head_dim * 2;
+}
+/// Row maxima and sums of the scratch merge, completion flags of requests, ticket mailbox.
+constexpr unsigned decode_small_bytes(const DecodeShape& s) {
+    return s.warps * 16 * 2 * 4 + align_up(decode_block_q(s), 16) + 16;
+}
+constexpr unsigned decode_shared_bytes(const DecodeShape& s) {
+    return s.stages * (decode_stage_bytes(s) + decode_header_bytes(s)) + decode_query_hold_bytes(s) + decode_small_bytes(s) +
+           2 * s.stages * 8;
+}
+
+}  // namespace sapwood::abi

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include "attention/decode_layout.h"
+#include "isa/isa.h"
+#include "memory/ring.h"
+#include "memory/swizzle.h"
+
+namespace sapwood::kernel {
+
+/// Everything a decode kernel fixes at compile time, from the rendered Config.
+template <class Config>
+struct DecodeTraits : Config {
+    using Element = typename Config::Element;
+    static constexpr abi::DecodeShape kShape = {Config::kHeadDim, Config::kHeadDimV,  Config::kGroup, Config::kWarps,
+                                                Config::kProducers, Config::kBlockKv, Config::kStages};
+    static constexpr u32 kBlockQ = abi::decode_block_q(kShape);
+    static constexpr u32 kChunks = Config::kBlockKv / abi::kChunkTokens;  // a tile
+    static constexpr u32 kComputeThreads = Config::kWarps * 32;
+    static constexpr bool kQueryInRegisters = abi::decode_query_in_registers(kShape);
+
+    using KTile = Swizzle<Config::kHeadDim / 8>;
+    using VTile = Swizzle<Config::kHeadDimV / 8>;
+
+    static constexpr u32 kStageBytes = abi::decode_stage_bytes(kShape);
+    static constexpr u32 kHeaderBytes = abi::decode_header_bytes(kShape);
+    static constexpr u32 kHeaders = Config::kStages * kStageBytes;
+    static constexpr u32 kQueryHold = kHeaders + Config::kStages * kHeaderBytes;
+    static constexpr u32 kScratchStats = kQueryHold + abi::decode_query_hold_bytes(kShape);
+    static constexpr u32 kFlags = kScratchStats + Config::kWarps * 16 * 2 * 4;
+    static constexpr u32 kMailbox = kFlags + abi::align_up(kBlockQ, 16);
+    static constexpr u32 kBarriers = kMailbox + 16;
+    static_assert(kBarriers + 2 * Config::kStages * 8 == abi::decode_shared_bytes(kShape));
+};
+
+/// First words of a stage's header; the tile's chunks follow at byte 32.
+struct alignas(16) StageHeader {
+    u32 kind;
+    u32 kv_head;
+    u32 reserved[2];
+    abi::Item item;  // of a query stage
+};
+
+/// The block's shared memory, seen through the traits.
+template <class Traits>
+struct DecodeShared {
+    u8* base;
+    u32 address;
+    Ring<Traits::kStages> ring;
+
+    SAPWOOD_DEVICE DecodeShared() : base(shared_memory()), address(shared_address(base)), ring{address + Traits::kBarriers} {}
+    SAPWOOD_DEVICE u32 stage(u32 index) const { return address + index * Traits::kStageBytes; }
+    SAPWOOD_DEVICE f32* scratch(u32 index) const { return reinterpret_cast<f32*>(base + index * Traits::kStageBytes); }
+    SAPWOOD_DEVICE StageHeader* header(u32 index) const {
+        return reinterpret_cast<StageHeader*>(base + Traits::kHeaders + index * Traits::kHeaderBytes);
+    }
+    SAPWOOD_DEVICE abi::Chunk* chunks(u32 index) const { return reinterpret_cast<abi::Chunk*>(header(index) + 1); }
+    SAPWOOD_DEVICE f32* scratch_stats() const { return reinterpret_cast<f32*>(base + Traits::kScratchStats); }
+    SAPWOOD_DEVICE u8* flags() const { return base + Traits::kFlags; }
+    SAPWOOD_DEVICE u32* mailbox() const { return reinterpret_cast<u32*>(base + Traits::kMailbox); }
+};
+
+}  // namespace sapwood::kernel

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+// Score policies: from the raw product q·k to the exponent of the base-2 softmax.
+#pragma once
+
+#include "abi.h"
+#include "isa/isa.h"
+
+namespace sapwood::kernel {
+
+/// scale * q·k, times log2(e).
+struct ScaledScore {
+    f32 scale_log2;
+    SAPWOOD_DEVICE explicit ScaledScore(const abi::DecodeParams& params) : scale_log2(params.scale_log2) {}
+    SAPWOOD_DEVICE f32 operator()(f32 product) const { return product * scale_log2; }
+};
+
+/// cap * tanh(scale * q·k / cap), times log2(e). tanh(x) = 1 - 2 / (1 + 2^(2 x log2 e)) keeps an absolute error of 2^-21 or so,
+/// where tanh.approx has 2^-11: too much once multiplied by a cap of 50.
+struct SoftcapScore {
+    f32 exponent_scale;
+    f32 cap_log2;
+    SAPWOOD_DEVICE explicit SoftcapScore(const abi::DecodeParams& params)
+        : exponent_scale(params.scale_log2 * 2.8853900817779268f), cap_log2(params.softcap_log2) {}
+    SAPWOOD_DEVICE f32 operator()(f32 product) const {
+        const f32 e = exp2_approx(product * exponent_scale);  // +inf for large products: 2 / inf = 0
+        return fma_f32(-2.0f * reciprocal(1.0f + e), cap_log2, cap_log2);
+    }
+};
+
+}  // namespace sapwood::kernel

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// Running softmax of 16 query rows in the registers of a warp: lane l holds rows l/4 and l/4 + 8.
+#pragma once
+
+#include "isa/isa.h"
+
+namespace sapwood::kernel {
+
+/// Maxima are in base-2 exponents; `sum` is this lane's share until reduce_sum(). An empty row has maximum -inf and sum 0.
+template <u32 kDim>
+struct SoftmaxState {
+    static constexpr u32 kBlocks = kDim / 8;
+    f32 out[kBlocks][4];
+    f32 maximum[2];
+    f32 sum[2];
+
+    SAPWOOD_DEVICE void clear() {
+        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) {
+            SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) out[i][j] = 0;
+        }
+        SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
+            maximum[h] = -infinity();
+            sum[h] = 0;
+        }
+    }
+
+    /// While the maximum is -inf, 0 is subtracted instead: exp2(-inf - 0) = 0, never NaN.
+    SAPWOOD_DEVICE static f32 finite(f32 m) { return m == -infinity() ? 0.0f : m; }
+
+    SAPWOOD_DEVICE void rescale(f32 factor0, f32 factor1) {
+        sum[0] *= factor0;
+        sum[1] *= factor1;
+        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) {
+            out[i][0] *= factor0;
+            out[i][1] *= factor0;
+            out[i][2] *= factor1;
+            out[i][3] *= factor1;
+        }
+    }
+
+    /// Takes over new row maxima (equal in the four lanes of a row); rescales only when some row of the warp moved.
+    SAPWOOD_DEVICE void raise(f32 m0, f32 m1) {
+        if (!warp_any(m0 > maximum[0] || m1 > maximum[1])) return;
+        m0 = max_f32(m0, maximum[0]);
+        m1 = max_f32(m1, maximum[1]);
+        rescale(exp2_approx(maximum[0] - finite(m0)), exp2_approx(maximum[1] - finite(m1)));
+        maximum[0] = m0;
+        maximum[1] = m1;
+    }
+
+    SAPWOOD_DEVICE static f32 quad_max(f32 v) {
+        v = max_f32(v, shfl_xor(v, 1));
+        return max_f32(v, shfl_xor(v, 2));
+    }
+    SAPWOOD_DEVICE void reduce_sum() {
+        SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
+            sum[h] += shfl_xor(sum[h], 1);
+            sum[h] += shfl_xor(sum[h], 2);
+        }
+    }
+
+    /// Natural logarithm of the sum of exponentials; -inf for an empty row.
+    SAPWOOD_DEVICE f32 lse(u32 half) const {
+        return sum[half] > 0 ? (maximum[half] + log2_approx(sum[half])) * 0.6931471805599453f : -infinity();
+    }
+    SAPWOOD_DEVICE f32 inverse_sum(u32 half) const { return sum[half] > 0 ? 1.0f / sum[half] : 0.0f; }
+
+    /// Adds another part of the same rows; both with reduced sums.
+    SAPWOOD_DEVICE void rescale_to(f32 m0, f32 m1) {
+        rescale(exp2_approx(maximum[0] - finite(m0)), exp2_approx(maximum[1] - finite(m1)));
+        maximum[0] = m0;
+        maximum[1] = m1;
+    }
+};
+
+}  // namespace sapwood::kernel

@@ -1,0 +1,186 @@
+// SPDX-License-Identifier: Apache-2.0
+// Inline-PTX bodies, PTX ISA 7.0 and later, sm_80 and later.
+#pragma once
+
+#include "isa/types.h"
+
+#define SAPWOOD_DEVICE __device__ __forceinline__
+#define SAPWOOD_UNROLL _Pragma("unroll")
+/// Defines the entry point: one block of `threads` threads, at least `blocks` of them resident on an SM, one by-value argument.
+#define SAPWOOD_ENTRY(name, Params, threads, blocks) \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params params)
+
+namespace sapwood::kernel {
+
+// --- who and where -------------------------------------------------------------------------------------------------
+SAPWOOD_DEVICE u32 thread_id() { return threadIdx.x; }
+SAPWOOD_DEVICE u32 block_id() { return blockIdx.x; }
+SAPWOOD_DEVICE u32 grid_size() { return gridDim.x; }
+SAPWOOD_DEVICE u32 lane_id() { return threadIdx.x & 31; }
+/// Warp-uniform in the compiler's eyes too, so that branches on it are not divergent.
+SAPWOOD_DEVICE u32 warp_id() { return __shfl_sync(~0u, threadIdx.x >> 5, 0); }
+
+/// Base of the block's dynamic shared memory, 1024-byte aligned when the kernel has no static shared memory.
+SAPWOOD_DEVICE u8* shared_memory() {
+    extern __shared__ __align__(1024) u8 sapwood_shared[];
+    return sapwood_shared;
+}
+/// 32-bit shared-space address of a pointer into shared memory: what every function below named `shared` takes.
+SAPWOOD_DEVICE u32 shared_address(const void* pointer) {
+    u32 address;
+    asm("{ .reg .u64 t; cvta.to.shared.u64 t, %1; cvt.u32.u64 %0, t; }" : "=r"(address) : "l"(pointer));
+    return address;
+}
+
+// --- barriers --------------------------------------------------------------------------------------------------------
+SAPWOOD_DEVICE void block_sync() { __syncthreads(); }
+SAPWOOD_DEVICE void warp_sync() { __syncwarp(); }
+/// Barrier `id` (1..15) among `threads` threads (whole warps) of the block; orders their shared and global accesses.
+SAPWOOD_DEVICE void named_sync(u32 id, u32 threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+SAPWOOD_DEVICE void mbarrier_init(u32 shared, u32 arrivals) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared), "r"(arrivals) : "memory");
+}
+SAPWOOD_DEVICE void mbarrier_arrive(u32 shared) {
+    asm volatile("{ .reg .b64 t; mbarrier.arrive.shared.b64 t, [%0]; }" ::"r"(shared) : "memory");
+}
+SAPWOOD_DEVICE bool mbarrier_try(u32 shared, u32 parity) {
+    u32 done;
+#if __CUDA_ARCH__ >= 900
+    asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done) : "r"(shared), "r"(parity) : "memory");
+#else
+    asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
+                 : "=r"(done) : "r"(shared), "r"(parity) : "memory");
+#endif
+    return done != 0;
+}
+/// Waits for the completion of the phase with this parity. A fresh barrier passes parity 1 at once.
+SAPWOOD_DEVICE void mbarrier_wait(u32 shared, u32 parity) {
+    while (!mbarrier_try(shared, parity)) {}
+}
+
+// --- asynchronous copies -----------------------------------------------------------------------------------------------
+/// 16 bytes global to shared, bypassing L1; the last 16 - `bytes` are zeros (`bytes` is 0 or 16; nothing is read for 0).
+SAPWOOD_DEVICE void cp_async_16(u32 shared, const void* global, u32 bytes) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
+}
+/// Arrives on `mbarrier` when all earlier cp_async of this thread have landed; the barrier's count includes this arrival.
+SAPWOOD_DEVICE void cp_async_arrive(u32 mbarrier) {
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(mbarrier) : "memory");
+}
+
+// --- warp collectives ----------------------------------------------------------------------------------------------------
+SAPWOOD_DEVICE f32 shfl_xor(f32 value, u32 mask) { return __shfl_xor_sync(~0u, value, mask); }
+SAPWOOD_DEVICE u32 shfl(u32 value, u32 lane) { return __shfl_sync(~0u, value, lane); }
+SAPWOOD_DEVICE bool warp_any(bool value) { return __any_sync(~0u, value); }
+
+/// Four 8x8 matrices of 16-bit elements; lane l gives the address of row l%8 of matrix l/8.
+SAPWOOD_DEVICE void ldmatrix_x4(u32 (&r)[4], u32 shared) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared) : "memory");
+}
+SAPWOOD_DEVICE void ldmatrix_x4_trans(u32 (&r)[4], u32 shared) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared) : "memory");
+}
+
+/// d += a (16x16, row) * b (16x8, col), fp32 accumulation. Layouts: PTX ISA, mma.m16n8k16.
+template <class T>
+SAPWOOD_DEVICE void mma_16x8x16(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1);
+template <>
+SAPWOOD_DEVICE void mma_16x8x16<Fp16>(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+template <>
+SAPWOOD_DEVICE void mma_16x8x16<Bf16>(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// --- arithmetic ------------------------------------------------------------------------------------------------------------
+/// Two fp32 to two 16-bit values, round to nearest even; `low` in the low half.
+template <class T>
+SAPWOOD_DEVICE u32 pack2(f32 low, f32 high);
+template <>
+SAPWOOD_DEVICE u32 pack2<Fp16>(f32 low, f32 high) {
+    u32 r;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
+template <>
+SAPWOOD_DEVICE u32 pack2<Bf16>(f32 low, f32 high) {
+    u32 r;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+    return r;
+}
+SAPWOOD_DEVICE f32 infinity() { return __int_as_float(0x7f800000); }
+SAPWOOD_DEVICE f32 exp2_approx(f32 x) {  // relative error < 2^-22; 2^-inf = 0
+    f32 r;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+SAPWOOD_DEVICE f32 log2_approx(f32 x) {
+    f32 r;
+    asm("lg2.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+SAPWOOD_DEVICE f32 reciprocal(f32 x) {
+    f32 r;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
+    return r;
+}
+SAPWOOD_DEVICE f32 max_f32(f32 a, f32 b) { return fmaxf(a, b); }
+SAPWOOD_DEVICE f32 fma_f32(f32 a, f32 b, f32 c) { return __fmaf_rn(a, b, c); }
+
+// --- global memory -----------------------------------------------------------------------------------------------------------
+/// Read-only for the whole kernel: may go through the non-coherent path.
+SAPWOOD_DEVICE U32x4 load_readonly_16(const void* p) {
+    U32x4 v;
+    asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+SAPWOOD_DEVICE u32 load_readonly_4(const void* p) {
+    u32 v;
+    asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+/// From L2, never L1: for data that other blocks of the same kernel have written.
+SAPWOOD_DEVICE F32x4 load_shared_by_blocks_16(const f32* p) {
+    F32x4 v;
+    asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p) : "memory");
+    return v;
+}
+SAPWOOD_DEVICE f32 load_shared_by_blocks(const f32* p) {
+    f32 v;
+    asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+    return v;
+}
+SAPWOOD_DEVICE void store_4(void* p, u32 v) { asm volatile("st.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory"); }
+SAPWOOD_DEVICE void store_8(void* p, u32 a, u32 b) {
+    asm volatile("st.global.v2.u32 [%0], {%1,%2};" ::"l"(p), "r"(a), "r"(b) : "memory");
+}
+SAPWOOD_DEVICE void store_16(void* p, u32 a, u32 b, u32 c, u32 d) {
+    asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
+}
+SAPWOOD_DEVICE void store_f32(f32* p, f32 v) { asm volatile("st.global.f32 [%0], %1;" ::"l"(p), "f"(v) : "memory"); }
+SAPWOOD_DEVICE void store_f32x2(f32* p, f32 a, f32 b) {
+    asm volatile("st.global.v2.f32 [%0], {%1,%2};" ::"l"(p), "f"(a), "f"(b) : "memory");
+}
+SAPWOOD_DEVICE u32 f32_bits(f32 v) { return __float_as_uint(v); }
+SAPWOOD_DEVICE f32 bits_f32(u32 v) { return __uint_as_float(v); }
+
+/// *p = (*p >= limit) ? 0 : *p + 1, acquire and release at GPU scope; returns the old value. Self-resetting arrival counter.
+SAPWOOD_DEVICE u32 atomic_inc_acq_rel(u32* p, u32 limit) {
+    u32 old;
+    asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(limit) : "memory");
+    return old;
+}
+SAPWOOD_DEVICE u32 atomic_add_relaxed(u32* p, u32 value) {
+    u32 old;
+    asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(value) : "memory");
+    return old;
+}
+
+}  // namespace sapwood::kernel

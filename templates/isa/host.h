@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+// Plain C++ bodies, one fiber a CUDA thread (lib/host runs them). Signatures, lane-to-element mapping and roundings are those of
+// cuda.h; alignment and shared-memory bounds are checked, and asynchronous copies land late on purpose.
+#pragma once
+
+#include "isa/host_convert.h"
+#include "isa/host_runtime.h"
+#include "isa/host_warp.h"
+#include "isa/types.h"
+
+#define SAPWOOD_DEVICE inline
+#define SAPWOOD_UNROLL
+/// Defines the entry point: the symbol `name` is a HostEntry, its `run` executes the body as one CUDA thread.
+#define SAPWOOD_ENTRY(name, Params, threads, blocks)                                                                          \
+    static void name##_thread(const Params& params);                                                                          \
+    extern "C" {                                                                                                              \
+    __attribute__((visibility("default"))) extern const ::sapwood::kernel::HostEntry name;                                    \
+    }                                                                                                                         \
+    const ::sapwood::kernel::HostEntry name = ::sapwood::kernel::host_entry<Params, threads, blocks>(                         \
+        [](const void* params) { name##_thread(*static_cast<const Params*>(params)); });                                      \
+    static void name##_thread([[maybe_unused]] const Params& params)
+
+namespace sapwood::kernel {
+
+// --- who and where -------------------------------------------------------------------------------------------------
+SAPWOOD_DEVICE u32 thread_id() { return host_self()->thread; }
+SAPWOOD_DEVICE u32 block_id() { return host_self()->block->block; }
+SAPWOOD_DEVICE u32 grid_size() { return host_self()->block->grid; }
+SAPWOOD_DEVICE u32 lane_id() { return host_self()->lane; }
+/// No collective here, although it is one in cuda.h: nothing is exchanged.
+SAPWOOD_DEVICE u32 warp_id() { return host_self()->thread >> 5; }
+
+SAPWOOD_DEVICE u8* shared_memory() { return host_self()->block->shared + kHostSharedStart; }
+SAPWOOD_DEVICE u32 shared_address(const void* pointer) {
+    const HostBlock* block = host_self()->block;
+    const u64 offset = reinterpret_cast<u64>(pointer) - reinterpret_cast<u64>(block->shared);
+    if (offset < kHostSharedStart || offset > block->shared_end) [[unlikely]] {  // one past the end may be formed, not used
+        host_fail("shared_address of a pointer outside the block's dynamic shared memory", offset, block->shared_end);
+    }
+    return static_cast<u32>(offset);
+}
+
+// --- barriers --------------------------------------------------------------------------------------------------------
+SAPWOOD_DEVICE void block_sync() {
+    HostThread* self = host_self();
+    self->block->runtime->barrier(self, 0, self->block->threads);
+}
+SAPWOOD_DEVICE void warp_sync() { host_meet(host_self(), kHostSync); }
+/// Barrier `id` (1..15) among `threads` threads (whole warps) of the block; orders their shared and global accesses.
+SAPWOOD_DEVICE void named_sync(u32 id, u32 threads) {
+    HostThread* self = host_self();
+    if (id == 0 || id > 15) [[unlikely]] host_fail("named_sync: barrier id outside 1..15", id, 15);
+    self->block->runtime->barrier(self, id, threads);
+}
+
+SAPWOOD_DEVICE void mbarrier_init(u32 shared, u32 arrivals) {
+    HostThread* self = host_self();
+    self->block->runtime->mbarrier_init(self, shared, arrivals);
+}
+SAPWOOD_DEVICE void mbarrier_arrive(u32 shared) {
+    HostThread* self = host_self();
+    self->block->runtime->mbarrier_arrive(self, shared);
+}
+SAPWOOD_DEVICE bool mbarrier_try(u32 shared, u32 parity) {
+    HostThread* self = host_self();
+    return self->block->runtime->mbarrier_try(self, shared, parity);
+}
+/// Waits for the completion of the phase with this parity. A fresh barrier passes parity 1 at once.
+SAPWOOD_DEVICE void mbarrier_wait(u32 shared, u32 parity) {
+    HostThread* self = host_self();
+    self->block->runtime->mbarrier_wait(self, shared, parity);
+}
+
+// --- asynchronous copies -----------------------------------------------------------------------------------------------
+/// 16 bytes global to shared, bypassing L1; the last 16 - `bytes` are zeros (`bytes` is 0 or 16; nothing is read for 0).
+SAPWOOD_DEVICE void cp_async_16(u32 shared, const void* global, u32 bytes) {
+    HostThread* self = host_self();
+    if (bytes != 0 && reinterpret_cast<u64>(global) % 16 != 0) [[unlikely]] {
+        host_fail("cp_async_16: misaligned global pointer", reinterpret_cast<u64>(global), 16);
+    }
+#if defined(SAPWOOD_HOST_ASAN)
+    if (bytes != 0) (void)*static_cast<const volatile u64*>(global);  // a bad source is reported here, not where it lands
+#endif
+    self->block->runtime->cp_async_16(self, shared, global, bytes);
+}
+/// Arrives on `mbarrier` when all earlier cp_async of this thread have landed; the barrier's count includes this arrival.
+SAPWOOD_DEVICE void cp_async_arrive(u32 mbarrier) {
+    HostThread* self = host_self();
+    self->block->runtime->cp_async_arrive(self, mbarrier);
+}
+
+// --- warp collectives ----------------------------------------------------------------------------------------------------
+SAPWOOD_DEVICE f32 shfl_xor(f32 value, u32 mask) {
+    HostThread* self = host_self();
+    self->warp->in[self->lane] = host_bits(value);
+    host_meet(self, kHostShflXor);
+    return host_f32(self->warp->out[(self->lane ^ mask) & 31]);
+}
+SAPWOOD_DEVICE u32 shfl(u32 value, u32 lane) {
+    HostThread* self = host_self();
+    self->warp->in[self->lane] = value;
+    host_meet(self, kHostShfl);
+    return self->warp->out[lane & 31];
+}
+SAPWOOD_DEVICE bool warp_any(bool value) {
+    HostThread* self = host_self();
+    self->warp->in[self->lane] = value;
+    host_meet(self, kHostAny);
+    return self->warp->out[self->lane] != 0;
+}
+
+/// Four 8x8 matrices of 16-bit elements; lane l gives the address of row l%8 of matrix l/8.
+SAPWOOD_DEVICE void ldmatrix_x4(u32 (&r)[4], u32 shared) { host_ldmatrix<false>(r, shared); }
+SAPWOOD_DEVICE void ldmatrix_x4_trans(u32 (&r)[4], u32 shared) { host_ldmatrix<true>(r, shared); }
+
+/// d += a (16x16, row) * b (16x8, col), fp32 accumulation. Layouts: PTX ISA, mma.m16n8k16.
+template <class T>
+SAPWOOD_DEVICE void mma_16x8x16(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1);
+template <>
+SAPWOOD_DEVICE void mma_16x8x16<Fp16>(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    host_mma<Fp16>(d, a, b0, b1);
+}
+template <>
+SAPWOOD_DEVICE void mma_16x8x16<Bf16>(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    host_mma<Bf16>(d, a, b0, b1);
+}
+
+// --- arithmetic ------------------------------------------------------------------------------------------------------------
+/// Two fp32 to two 16-bit values, round to nearest even; `low` in the low half.
+template <class T>
+SAPWOOD_DEVICE u32 pack2(f32 low, f32 high);
+template <>
+SAPWOOD_DEVICE u32 pack2<Fp16>(f32 low, f32 high) {
+    return host_narrow(Fp16{}, low) | static_cast<u32>(host_narrow(Fp16{}, high)) << 16;
+}
+template <>
+SAPWOOD_DEVICE u32 pack2<Bf16>(f32 low, f32 high) {
+    return host_narrow(Bf16{}, low) | static_cast<u32>(host_narrow(Bf16{}, high)) << 16;
+}
+SAPWOOD_DEVICE f32 infinity() { return __builtin_inff(); }
+/// What .ftz does: subnormal to zero of the same sign.
+SAPWOOD_DEVICE f32 host_flush(f32 x) { return __builtin_fabsf(x) < 0x1p-126f ? __builtin_copysignf(0.0f, x) : x; }
+SAPWOOD_DEVICE f32 exp2_approx(f32 x) { return host_flush(__builtin_exp2f(x)); }
+SAPWOOD_DEVICE f32 log2_approx(f32 x) { return __builtin_log2f(x); }
+SAPWOOD_DEVICE f32 reciprocal(f32 x) {
+    const f32 y = host_flush(x);
+    return y == 0.0f ? __builtin_copysignf(__builtin_inff(), y) : host_flush(1.0f / y);  // no division by zero for UBSan to mind
+}
+SAPWOOD_DEVICE f32 max_f32(f32 a, f32 b) {
+    if (a == b) return host_f32(host_bits(a) & host_bits(b));  // +0 is above -0
+    return a > b || b != b ? a : b;                            // a NaN loses
+}
+SAPWOOD_DEVICE f32 fma_f32(f32 a, f32 b, f32 c) { return __builtin_fmaf(a, b, c); }
+SAPWOOD_DEVICE u32 f32_bits(f32 v) { return host_bits(v); }
+SAPWOOD_DEVICE f32 bits_f32(u32 v) { return host_f32(v); }
+
+// --- global memory -----------------------------------------------------------------------------------------------------------
+template <class T, class P>
+SAPWOOD_DEVICE T* host_global(P* p, u32 bytes) {
+    if (reinterpret_cast<u64>(p) % bytes != 0) [[unlikely]] {
+        host_fail("misaligned global pointer", reinterpret_cast<u64>(p), bytes);
+    }
+    return reinterpret_cast<T*>(p);
+}
+/// Read-only for the whole kernel: may go through the non-coherent path.
+SAPWOOD_DEVICE U32x4 load_readonly_16(const void* p) {
+    U32x4 v;
+    __builtin_memcpy(&v, host_global<const u8>(p, 16), 16);
+    return v;
+}
+SAPWOOD_DEVICE u32 load_readonly_4(const void* p) {
+    u32 v;
+    __builtin_memcpy(&v, host_global<const u8>(p, 4), 4);
+    return v;
+}
+/// From L2, never L1: for data that other blocks of the same kernel have written.
+SAPWOOD_DEVICE F32x4 load_shared_by_blocks_16(const f32* p) {
+    F32x4 v;
+    __builtin_memcpy(&v, host_global<const u8>(p, 16), 16);
+    return v;
+}
+SAPWOOD_DEVICE f32 load_shared_by_blocks(const f32* p) { return *host_global<const volatile f32>(p, 4); }
+SAPWOOD_DEVICE void store_4(void* p, u32 v) { __builtin_memcpy(host_global<u8>(p, 4), &v, 4); }
+SAPWOOD_DEVICE void store_8(void* p, u32 a, u32 b) {
+    const u32 v[2] = {a, b};
+    __builtin_memcpy(host_global<u8>(p, 8), v, 8);
+}
+SAPWOOD_DEVICE void store_16(void* p, u32 a, u32 b, u32 c, u32 d) {
+    const u32 v[4] = {a, b, c, d};
+    __builtin_memcpy(host_global<u8>(p, 16), v, 16);
+}
+SAPWOOD_DEVICE void store_f32(f32* p, f32 v) { __builtin_memcpy(host_global<u8>(p, 4), &v, 4); }
+SAPWOOD_DEVICE void store_f32x2(f32* p, f32 a, f32 b) {
+    const f32 v[2] = {a, b};
+    __builtin_memcpy(host_global<u8>(p, 8), v, 8);
+}
+
+/// *p = (*p >= limit) ? 0 : *p + 1, acquire and release at GPU scope; returns the old value. Self-resetting arrival counter.
+SAPWOOD_DEVICE u32 atomic_inc_acq_rel(u32* p, u32 limit) {
+    HostThread* self = host_self();
+    self->block->runtime->breathe(self);
+    u32* counter = host_global<u32>(p, 4);
+    u32 old = __atomic_load_n(counter, __ATOMIC_RELAXED);
+    while (!__atomic_compare_exchange_n(counter, &old, old >= limit ? 0 : old + 1, true, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {}
+    return old;
+}
+SAPWOOD_DEVICE u32 atomic_add_relaxed(u32* p, u32 value) {
+    HostThread* self = host_self();
+    self->block->runtime->breathe(self);
+    return __atomic_fetch_add(host_global<u32>(p, 4), value, __ATOMIC_RELAXED);
+}
+
+}  // namespace sapwood::kernel

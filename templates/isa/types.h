@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+namespace sapwood::kernel {
+
+using u8 = unsigned char;
+using u16 = unsigned short;
+using u32 = unsigned int;
+using u64 = unsigned long long;
+using i32 = int;
+using i64 = long long;
+using f32 = float;
+
+/// Storage types are bit patterns; the tags pick conversions and mma forms.
+struct Fp16 {
+    u16 bits;
+};
+struct Bf16 {
+    u16 bits;
+};
+
+struct alignas(16) U32x4 {
+    u32 x, y, z, w;
+};
+struct alignas(16) F32x4 {
+    f32 x, y, z, w;
+};
+
+}  // namespace sapwood::kernel

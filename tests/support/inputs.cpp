@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "support/inputs.h"
+
+#include <algorithm>
+#include <limits>
+
+#include "support/half.h"
+#include "support/parallel.h"
+
+namespace sapwood::support {
+namespace {
+
+// A value is one of 262141 steps, so rounding is a look-up: 1.1e9 elements (FT8 at 32/32) cost one mix and one load each.
+const std::vector<std::uint16_t>& rounded_steps(DType dtype) {
+    static const auto make = [](DType type) {
+        std::vector<std::uint16_t> table(kValueSteps);
+        for (int step = 0; step < kValueSteps; ++step) table[static_cast<std::size_t>(step)] = round_to(type, value_of_step(step));
+        return table;
+    };
+    static const std::vector<std::uint16_t> fp16 = make(DType::fp16), bf16 = make(DType::bf16);
+    return dtype == DType::fp16 ? fp16 : bf16;
+}
+
+void fill_from(const Rng& rng, const std::uint16_t* table, std::uint64_t first, std::uint16_t* to, std::int64_t n) {
+    for (std::int64_t i = 0; i < n; ++i) to[i] = table[value_step(rng(first + static_cast<std::uint64_t>(i)))];
+}
+
+}  // namespace
+
+Strides nhd(std::int32_t heads, std::int32_t dim) { return {static_cast<std::int64_t>(heads) * dim, dim}; }
+Strides hnd(std::int64_t rows, std::int32_t dim) { return {dim, rows * dim}; }
+
+void fill_values(DType dtype, std::uint64_t seed, Stream stream, std::uint64_t first, std::span<std::uint16_t> to) {
+    fill_from(Rng(seed, stream), rounded_steps(dtype).data(), first, to.data(), static_cast<std::int64_t>(to.size()));
+}
+
+void fill_kv(const DecodeCase& which, Stream stream, Strides strides, std::span<std::uint16_t> to) {
+    const std::int32_t dim = stream == Stream::v && which.head_dim_v ? which.head_dim_v : which.variant.head_dim;
+    const std::int32_t heads = which.variant.kv_heads;
+
+    // Rows to fill: which logical token lies in each, -1 for a slot that no token owns.
+    std::vector<std::int64_t> token_of(static_cast<std::size_t>(which.rows), -1);
+    for (std::int32_t n = 0; n < which.forest.node_capacity(); ++n) {
+        if (!which.forest.node_alive(n)) continue;
+        const Node& node = which.forest.node(n);
+        for (std::int64_t t = 0; t < node.tokens; ++t)
+            token_of[static_cast<std::size_t>(which.row_of(node.kv_begin + t))] =
+                which.token_begin[static_cast<std::size_t>(n)] + t;
+    }
+    const Rng rng(which.seed, stream);
+    const std::uint16_t* table = rounded_steps(which.variant.dtype).data();
+    parallel_for(which.rows, std::max<std::int64_t>(1, (1 << 18) / (heads * dim)), [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t row = begin; row < end; ++row) {
+            const std::int64_t token = token_of[static_cast<std::size_t>(row)];
+            for (std::int32_t head = 0; head < heads; ++head) {
+                std::uint16_t* at = to.data() + row * strides.token + head * strides.head;
+                if (token < 0) {
+                    std::fill_n(at, dim, kNan16);
+                } else {
+                    fill_from(rng, table, static_cast<std::uint64_t>((token * heads + head) * dim), at, dim);
+                }
+            }
+        }
+    });
+}
+
+Inputs make_inputs(const DecodeCase& which, const InputOptions& options) {
+    const Variant& shape = which.variant;
+    const std::int64_t requests = which.forest.request_capacity();
+    const std::int32_t dim_v = which.head_dim_v ? which.head_dim_v : shape.head_dim;
+    Inputs made;
+    made.q = HalfBuffer(requests * shape.q_heads * shape.head_dim);
+    made.k = HalfBuffer(which.rows * shape.kv_heads * shape.head_dim);
+    made.v = HalfBuffer(which.rows * shape.kv_heads * dim_v);
+    made.out = HalfBuffer(requests * shape.q_heads * dim_v);
+    made.lse.resize(static_cast<std::size_t>(requests * shape.q_heads));
+    const Strides k = options.hnd ? hnd(which.rows, shape.head_dim) : nhd(shape.kv_heads, shape.head_dim);
+    const Strides v = options.hnd ? hnd(which.rows, dim_v) : nhd(shape.kv_heads, dim_v);
+    parallel_for(made.q.size(), 1 << 18, [&](std::int64_t begin, std::int64_t end) {
+        fill_values(shape.dtype, which.seed, Stream::q, static_cast<std::uint64_t>(begin),
+                    made.q.span().subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin)));
+    });
+    fill_kv(which, Stream::k, k, made.k.span());
+    fill_kv(which, Stream::v, v, made.v.span());
+    poison(made);
+    made.tensors = {.q = made.q.data(),
+                    .k = made.k.data(),
+                    .v = made.v.data(),
+                    .out = made.out.data(),
+                    .lse = made.lse.data(),
+                    .page_table = shape.page_size ? which.page_table.data() : nullptr,
+                    .k_token_stride = k.token,
+                    .k_head_stride = k.head,
+                    .v_token_stride = v.token,
+                    .v_head_stride = v.head};
+    return made;
+}
+
+void poison(Inputs& inputs) {
+    std::fill_n(inputs.out.data(), inputs.out.size(), kNan16);
+    std::fill(inputs.lse.begin(), inputs.lse.end(), std::numeric_limits<float>::quiet_NaN());
+}
+
+}  // namespace sapwood::support

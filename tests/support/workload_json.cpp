@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+// The JSON side of workload.h, apart because the JSON header is the slowest thing to compile here.
+#include <fstream>
+#include <nlohmann/json.hpp>
+
+#include "sapwood/error.h"
+#include "support/workload.h"
+
+namespace sapwood::support {
+namespace {
+
+using nlohmann::json;
+
+[[noreturn]] void fail(const std::string& text) { throw Error(ErrorCode::kIo, text); }
+
+std::vector<TreeNode> read_levels(const json& levels) {
+    std::vector<TreeNode> nodes;
+    std::int64_t above = 0, above_begin = 0;
+    for (const json& level : levels) {
+        const auto n = level.at("nodes").get<std::int64_t>();
+        const auto tokens = level.at("tokens").get<std::int64_t>();
+        const auto fanout = level.value("fanout", std::int64_t{0});
+        const auto begin = static_cast<std::int64_t>(nodes.size());
+        for (std::int64_t j = 0; j < n; ++j) {
+            std::int64_t parent = -1;
+            if (above > 0) {
+                const std::int64_t place = fanout > 0 ? j / fanout : j * above / n;
+                if (place >= above)
+                    fail("fanout " + std::to_string(fanout) + " needs more than " + std::to_string(above) + " parents");
+                parent = above_begin + place;
+            }
+            nodes.push_back({static_cast<std::int32_t>(parent), tokens, 0});
+        }
+        above = n;
+        above_begin = begin;
+    }
+    return nodes;
+}
+
+std::vector<TreeNode> read_tree(const json& tree) {
+    std::vector<TreeNode> nodes;
+    bool any_requests = false;
+    if (tree.contains("levels")) {
+        nodes = read_levels(tree.at("levels"));
+    } else if (tree.contains("nodes")) {
+        for (const json& entry : tree.at("nodes")) {
+            const TreeNode node{entry.at("parent").get<std::int32_t>(), entry.at("tokens").get<std::int64_t>(),
+                                entry.value("requests", std::int32_t{0})};
+            const auto id = static_cast<std::int32_t>(nodes.size());
+            if (node.parent < -1 || node.parent >= id)
+                fail("node " + std::to_string(id) + " has parent " + std::to_string(node.parent) +
+                     ", which is not below its own id");
+            any_requests = any_requests || entry.contains("requests");
+            nodes.push_back(node);
+        }
+    } else {
+        fail("a decode tree is given by 'levels' or 'nodes'");
+    }
+    if (!any_requests) {  // then every leaf has one
+        std::vector<char> leaf(nodes.size(), 1);
+        for (const TreeNode& node : nodes)
+            if (node.parent >= 0) leaf[static_cast<std::size_t>(node.parent)] = 0;
+        for (std::size_t i = 0; i < nodes.size(); ++i) nodes[i].requests = leaf[i];
+    }
+    return nodes;
+}
+
+DType read_dtype(const std::string& name) {
+    if (name == "fp16") return DType::fp16;
+    if (name == "bf16") return DType::bf16;
+    fail("dtype '" + name + "' is neither fp16 nor bf16");
+}
+
+Layout read_layout(const std::string& name) {
+    if (name == "random") return Layout::random;
+    if (name == "contiguous") return Layout::contiguous;
+    fail("layout '" + name + "' is neither random nor contiguous");
+}
+
+Check read_check(const json& given) {
+    Check check;
+    const auto take = [&](const char* name, std::optional<std::int64_t>& to) {
+        if (given.contains(name)) to = given.at(name).get<std::int64_t>();
+    };
+    take("nodes", check.nodes);
+    take("requests", check.requests);
+    take("unique_tokens", check.unique_tokens);
+    take("used_tokens", check.used_tokens);
+    take("path_tokens", check.path_tokens);
+    take("empty_requests", check.empty_requests);
+    take("max_depth", check.max_depth);
+    if (given.contains("pages"))
+        for (const auto& [size, pages] : given.at("pages").items()) check.pages[std::stoi(size)] = pages.get<std::int64_t>();
+    return check;
+}
+
+CaseSpec read_case(const json& entry, const json& defaults) {
+    const auto field = [&](const char* name) -> const json& { return entry.contains(name) ? entry.at(name) : defaults.at(name); };
+    CaseSpec spec;
+    spec.seed = entry.at("seed").get<std::uint64_t>();
+    spec.set = entry.value("set", "");
+    spec.note = entry.value("note", "");
+    spec.nodes = read_tree(entry.at("tree"));
+    spec.random_requests = field("request_order").get<std::string>() == "random";
+    spec.dtypes.clear(), spec.heads.clear(), spec.layouts.clear();
+    for (const json& dtype : field("dtype")) spec.dtypes.push_back(read_dtype(dtype));
+    for (const json& heads : field("heads"))
+        spec.heads.emplace_back(heads.at("q").get<std::int32_t>(), heads.at("kv").get<std::int32_t>());
+    for (const json& layout : field("layout")) spec.layouts.push_back(read_layout(layout));
+    spec.head_dims = field("head_dim").get<std::vector<std::int32_t>>();
+    spec.page_sizes = field("page_size").get<std::vector<std::int32_t>>();
+    if (entry.contains("check")) spec.check = read_check(entry.at("check"));
+    return spec;
+}
+
+}  // namespace
+
+std::vector<CaseSpec> load_workload(const std::filesystem::path& file) {
+    std::ifstream in(file);
+    if (!in) fail("cannot read the workload file " + file.string());
+    std::string where = file.string();
+    try {
+        const json root = json::parse(in);
+        if (root.at("schema").get<int>() != 1) fail("schema " + root.at("schema").dump() + " is not known; this reader knows 1");
+        if (root.at("kind").get<std::string>() != "decode")
+            fail("kind " + root.at("kind").dump() + ": only decode workloads can be run");
+        const json defaults = root.value("defaults", json::object());
+        std::vector<CaseSpec> specs;
+        for (const json& entry : root.at("cases")) {
+            const auto name = entry.at("name").get<std::string>();
+            where = file.string() + ", case " + name;
+            specs.push_back(read_case(entry, defaults));
+            specs.back().name = name;
+        }
+        return specs;
+    } catch (const json::exception& error) {
+        fail(where + ": " + error.what());
+    } catch (const Error& error) {
+        fail(where + ": " + error.what());
+    }
+}
+
+}  // namespace sapwood::support

@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: Apache-2.0
+// What every subcommand shares: exit codes, text helpers, the choice of cases.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <vector>
+
+#include "sapwood/sapwood.h"
+#include "support/workload.h"
+
+namespace sapwood::tool {
+
+enum Exit : int { kOk = 0, kCheckFailed = 1, kUsage = 2, kNotPossible = 3 };
+
+/// Ends a subcommand with a text for people and an exit code.
+struct Stop {
+    Exit code;
+    std::string text;
+};
+
+/// printf into a string.
+std::string text(const char* format, ...) __attribute__((format(printf, 1, 2)));
+std::string bytes_text(double bytes);
+std::string micros_text(double us);
+double now_ms();  // monotonic
+double median(std::vector<double> values);
+/// "1GiB", "500M", "123" in bytes.
+std::uint64_t parse_bytes(const std::string& given);
+/// "warps=4,block_kv=64": named tile sizes; what is not named stays with the planner.
+DecodeConfig parse_config(const std::string& given);
+
+/// FILE and the options that pick cases from it.
+struct Selection {
+    std::string file, name, heads, layout, dtype, set;
+    std::int32_t page_size = -1, head_dim = 0;
+    bool runs = false;
+    std::size_t limit = 0;
+
+    void add_options(CLI::App& app);
+    struct Item {
+        support::CaseSpec spec;
+        support::Variant variant;
+    };
+    /// Throws Stop{kUsage} if nothing is left.
+    std::vector<Item> items() const;
+    support::BuildOptions build_options() const { return {.runs_without_pages = runs}; }
+};
+
+/// One line a JSON object, on standard output or in a file.
+class JsonLines {
+public:
+    void add_option(CLI::App& app);  // --json[=FILE]
+    bool enabled() const { return wanted_; }
+    bool to_stdout() const { return wanted_ && path_.empty(); }
+    void write(const nlohmann::json& line);
+
+private:
+    bool wanted_ = false;
+    std::string path_;
+    std::shared_ptr<std::FILE> file_;
+};
+
+nlohmann::json to_json(const support::DecodeCase& which);
+nlohmann::json to_json(const DecodePlanInfo& info);
+nlohmann::json to_json(const KernelReport& report);
+
+// The subcommands: each adds itself to the app and sets `action`, called after parsing; its result is the exit code.
+using Action = std::function<int()>;
+void add_run(CLI::App& app, Action& action);
+void add_bench(CLI::App& app, Action& action);
+void add_inspect(CLI::App& app, Action& action);
+void add_doctor(CLI::App& app, Action& action);
+void add_cache(CLI::App& app, Action& action);
+void add_demo(CLI::App& app, Action& action);
+
+}  // namespace sapwood::tool
