@@ -12,9 +12,8 @@ struct alignas(16) Chunk {
     unsigned position;         // first KV position
     unsigned short row_begin;  // row_begin == row_end: padding, nothing is loaded
     unsigned short row_end;
-    unsigned short tokens;     // valid keys, 1..16 (0 for padding)
-    unsigned short reserved0;
-    unsigned reserved1;
+    unsigned tokens;           // valid keys, 1..16 (0 for padding)
+    unsigned reserved;
 };
 
 /// A run of chunks and the contiguous requests that attend them, for one KV head at a time. Chunks are padded to whole tiles.
@@ -23,20 +22,37 @@ struct alignas(16) Item {
     unsigned tiles;
     unsigned request_begin;   // into ItemRequest
     unsigned short requests;  // rows = requests * group <= block_q
-    unsigned short partial;   // 1 if some request has partial results to merge
+    unsigned short reserved;
 };
 
 /// Where the rows of one request of one item go.
-struct alignas(16) ItemRequest {
-    int request;     // row of Q, out and lse
-    int slot;        // row of the partial results if slots > 1
-    int slot_begin;  // first slot of this request; also names its arrival counter
-    int slots;       // parts of this request over all items: 1 = the result is final here, 0 = it sees nothing of this item
+struct alignas(8) ItemRequest {
+    int request;  // row of Q, out and lse
+    int slot;     // row of the partial results, or one of the two below
+};
+inline constexpr int kFinal = -1;   // the only part of this request: the result goes straight out
+inline constexpr int kUnseen = -2;  // the request sees nothing of this item: nothing is written
+
+/// A request with several parts: its slots are neighbours, in the order in which they are added up.
+struct alignas(16) Merge {
+    int request;
+    int slot_begin;
+    int slots;
+    int reserved;
 };
 
 struct alignas(16) WorkHeader {
     unsigned items;
-    unsigned reserved[3];
+    unsigned merges;
+    unsigned reserved[2];
+};
+
+/// Counters of a plan, zero between launches: the last block to leave puts them back.
+struct alignas(16) Counters {
+    unsigned ticket;     // next work item to draw
+    unsigned finished;   // work items whose results are written
+    unsigned left;       // blocks that are done
+    unsigned reserved;
 };
 
 /// The by-value argument of a decode kernel. Strides are in bytes.
@@ -51,10 +67,10 @@ struct DecodeParams {
     const Item* items;
     const ItemRequest* requests;
     const Chunk* chunks;
+    const Merge* merges;
     float* partial_out;      // [slots, kv_heads, group, head_dim_v]
     float* partial_lse;      // [slots, kv_heads, group], natural logarithm
-    unsigned* arrivals;      // [slots, kv_heads], zero between launches
-    unsigned* ticket;        // [0] next ticket, [1] blocks that are done; zero between launches
+    Counters* counters;
     long long q_request_stride, out_request_stride;
     unsigned q_head_stride, out_head_stride;
     long long k_head_stride, v_head_stride;  // wide: an HND pool keeps whole heads apart

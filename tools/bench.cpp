@@ -164,8 +164,9 @@ int bench(Options& options) {
     if (!device) throw Stop{kNotPossible, "bench needs a GPU target, not " + options.target};
     std::FILE* notes = options.json.to_stdout() ? stderr : stdout;
     const cuda::DeviceInfo& gpu = device->info();
-    std::fprintf(notes, "%s, %d SMs, driver %d; bound = max(bytes at %.2f TB/s, FLOPs at 600 TFLOP/s); microseconds, medians\n",
-                 gpu.name.c_str(), gpu.sms, gpu.driver_version, options.bandwidth);
+    std::fprintf(
+        notes, "%s, %d SMs, driver for CUDA %d.%d; bound = max(bytes at %.2f TB/s, FLOPs at 600 TFLOP/s); microseconds, medians\n",
+        gpu.name.c_str(), gpu.sms, gpu.driver_version / 1000, gpu.driver_version % 1000 / 10, options.bandwidth);
     Table table({{"case", -40},
                  {"bytes", 9},
                  {"floor", 7},

@@ -5,6 +5,8 @@
 #include <cstdarg>
 #include <cstdio>
 
+#include "cuda/sm_table.h"
+
 namespace sapwood::tool {
 
 std::string text(const char* format, ...) {
@@ -78,8 +80,11 @@ DecodeConfig parse_config(const std::string& given) {
     return config;
 }
 
-void Selection::add_options(CLI::App& app) {
-    app.add_option("file", file, "workload file (JSON)")->required()->check(CLI::ExistingFile);
+void Selection::add_options(CLI::App& app, bool file_only) {
+    CLI::Option* what =
+        app.add_option("file", file, file_only ? "workload file (JSON)" : "workload file, or key, digest or file of a cache entry");
+    what->required();
+    if (file_only) what->check(CLI::ExistingFile);
     app.add_option("--case", name, "case: exact name, else glob, else prefix");
     app.add_option("--heads", heads, "only these heads, as 32/8");
     app.add_option("--page", page_size, "only this page size");
@@ -132,6 +137,17 @@ void JsonLines::write(const nlohmann::json& line) {
     std::fflush(to);
 }
 
+int blocks_per_sm(const KernelReport& kernel) {
+    if (kernel.blocks_per_sm > 0 || kernel.registers <= 0 || kernel.threads <= 0 || !kernel.target.starts_with("sm_"))
+        return kernel.blocks_per_sm;
+    const cuda::DeviceInfo sm = cuda::offline_device(kernel.target);
+    const int warps = (kernel.threads + 31) / 32,
+              registers = (kernel.registers * 32 + 255) / 256 * 256;               // a warp, as they are dealt out
+    const int by_registers = sm.max_registers_per_sm / registers / 4 * 4 / warps;  // warps come in fours
+    const int by_shared = sm.max_shared_per_sm / (kernel.shared_bytes + 1024);     // the driver keeps 1 KB a block
+    return std::min({by_registers, by_shared, sm.max_threads_per_sm / kernel.threads, 32});
+}
+
 nlohmann::json to_json(const support::DecodeCase& which) {
     const support::Variant& v = which.variant;
     return {{"case", which.name},
@@ -147,7 +163,7 @@ nlohmann::json to_json(const support::DecodeCase& which) {
 }
 
 nlohmann::json to_json(const DecodePlanInfo& info) {
-    return {{"config", info.config.to_string()},
+    return {{"config", nlohmann::json::parse(info.config.to_string())},
             {"items", info.items},
             {"partial_rows", info.partial_rows},
             {"hbm_bytes", info.hbm_bytes},
@@ -169,7 +185,7 @@ nlohmann::json to_json(const KernelReport& report) {
             {"spill_bytes", report.spill_bytes},
             {"shared_bytes", report.shared_bytes},
             {"threads", report.threads},
-            {"blocks_per_sm", report.blocks_per_sm}};
+            {"blocks_per_sm", blocks_per_sm(report)}};
 }
 
 }  // namespace sapwood::tool

@@ -39,7 +39,7 @@ struct Selection {
     bool runs = false;
     std::size_t limit = 0;
 
-    void add_options(CLI::App& app);
+    void add_options(CLI::App& app, bool file_only = true);
     struct Item {
         support::CaseSpec spec;
         support::Variant variant;
@@ -62,6 +62,10 @@ private:
     std::string path_;
     std::shared_ptr<std::FILE> file_;
 };
+
+/// Blocks of the kernel that an SM holds: as the driver says, or, for an SM that is not here, calculated from registers, shared
+/// memory and threads. 0 if not known.
+int blocks_per_sm(const KernelReport& kernel);
 
 nlohmann::json to_json(const support::DecodeCase& which);
 nlohmann::json to_json(const DecodePlanInfo& info);

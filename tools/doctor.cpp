@@ -27,7 +27,7 @@ nlohmann::json driver() {
     for (int i = 0; i < cuda::device_count(); ++i) {
         try {
             const cuda::DeviceInfo info = cuda::Device::open(i)->info();
-            found["driver"] = info.driver_version;
+            found["driver"] = text("%d.%d", info.driver_version / 1000, info.driver_version % 1000 / 10);
             found["devices"].push_back({{"ordinal", i},
                                         {"name", info.name},
                                         {"sm", text("sm_%d%d", info.major, info.minor)},
@@ -88,8 +88,7 @@ std::string field(const nlohmann::json& of, const char* name) {
 void print(const nlohmann::json& all) {
     const auto& cuda = all.at("cuda");
     const std::string problem = field(cuda, "problem");
-    std::printf("driver       %s\n",
-                problem.empty() ? field(cuda, "driver").c_str() : (problem + " (needed to run on a GPU; not to compile)").c_str());
+    std::printf("driver       %s\n", problem.empty() ? ("for CUDA " + field(cuda, "driver")).c_str() : problem.c_str());
     for (const auto& device : cuda.at("devices")) {
         if (device.contains("problem"))
             std::printf("device %s     %s\n", field(device, "ordinal").c_str(), field(device, "problem").c_str());

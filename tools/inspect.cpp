@@ -49,11 +49,12 @@ void print_assembly(const std::vector<std::byte>& binary, bool host) {
 }
 
 void print_resources(const KernelReport& kernel) {
-    std::printf(
-        "registers    %d a thread\nspills       %d bytes a thread\nshared       %d bytes a block\nthreads      %d a block\n",
-        kernel.registers, kernel.spill_bytes, kernel.shared_bytes, kernel.threads);
-    if (kernel.blocks_per_sm > 0)
-        std::printf("occupancy    %d blocks an SM = %d warps\n", kernel.blocks_per_sm, kernel.blocks_per_sm * kernel.threads / 32);
+    std::printf("registers    %d a thread\nspills       %d bytes a thread\n", kernel.registers, kernel.spill_bytes);
+    if (kernel.shared_bytes > 0) std::printf("shared       %d bytes a block\n", kernel.shared_bytes);
+    if (kernel.threads > 0) std::printf("threads      %d a block\n", kernel.threads);
+    if (const int blocks = blocks_per_sm(kernel); blocks > 0)
+        std::printf("occupancy    %d blocks an SM = %d warps%s\n", blocks, blocks * kernel.threads / 32,
+                    kernel.blocks_per_sm > 0 ? "" : " (calculated)");
 }
 
 int inspect_case(Options& options) {
@@ -123,10 +124,7 @@ void add_inspect(CLI::App& app, Action& action) {
     auto options = std::make_shared<Options>();
     CLI::App* sub =
         app.add_subcommand("inspect", "show a kernel: of a case of a workload file, or of a cache entry by key or digest");
-    options->cases.add_options(*sub);
-    CLI::Option* what = sub->get_option("file");
-    what->description("workload file, or key, digest or file of a cache entry");
-    what->check([](const std::string&) { return std::string(); });
+    options->cases.add_options(*sub, false);
     sub->add_option("--target", options->target, "auto, host, cuda, or an SM such as sm_90a")->capture_default_str();
     sub->add_option("--config", options->config, "tile sizes, as warps=4,block_kv=64");
     sub->add_flag("--source", options->source, "the rendered source");

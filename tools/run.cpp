@@ -75,7 +75,7 @@ int run(Options& options) {
         const std::string ms = text("%.1f", ran.prepare_ms);
         if (!engine.has_device()) {
             table.row({title, ran.kernel.origin, ms, text("%d", ran.kernel.registers), text("%d B", ran.kernel.spill_bytes),
-                       text("%d B", ran.kernel.shared_bytes), text("%d", ran.kernel.threads), text("%d", ran.kernel.blocks_per_sm),
+                       text("%d B", ran.kernel.shared_bytes), text("%d", ran.kernel.threads), text("%d", blocks_per_sm(ran.kernel)),
                        ran.kernel.key});
         } else {
             table.row({title, text("%lld", static_cast<long long>(ran.plan.requests)), micros_text(ran.plan_us), ran.kernel.origin,

@@ -46,6 +46,7 @@ struct DecodePlanInfo {
     std::int64_t partial_bytes = 0;    ///< fp32 partials, written and read once
     double flops = 0;                  ///< 2 * (Dqk + Dv) * Hq * path tokens
     double model_cost = 0;             ///< the planner's cost, in equivalent HBM bytes
+    double model_us = 0;               ///< microseconds that the planner expects on a device of this SM count at 3.0 TB/s
     std::int32_t grid = 0;
 };
 

@@ -28,21 +28,21 @@ PlanBuffers::PlanBuffers(std::shared_ptr<Memory> memory, const DecodePlan::Impl&
     const DecodeProblem& problem = plan.problem;
     Layout layout;
     const std::size_t header = layout.place<abi::WorkHeader>(1);
-    const std::size_t ticket = layout.place<unsigned>(2);
+    const std::size_t counters = layout.place<abi::Counters>(1);
     const std::size_t items = layout.place<abi::Item>(plan.capacity.items);
     const std::size_t requests = layout.place<abi::ItemRequest>(plan.capacity.requests);
     const std::size_t chunks = layout.place<abi::Chunk>(plan.capacity.chunks);
-    const std::size_t arrivals = layout.place<unsigned>(plan.capacity.slots * problem.kv_heads);
+    const std::size_t merges = layout.place<abi::Merge>(plan.capacity.merges);
     const std::size_t lse = layout.place<float>(plan.capacity.slots * problem.q_heads);
     const std::size_t out = layout.place<float>(plan.capacity.slots * problem.q_heads * problem.head_dim_v);
     block_ = memory_->allocate(layout.bytes());
     const auto at = [&](std::size_t offset) { return static_cast<void*>(static_cast<char*>(block_) + offset); };
     base_.header = static_cast<abi::WorkHeader*>(at(header));
-    base_.ticket = static_cast<unsigned*>(at(ticket));
+    base_.counters = static_cast<abi::Counters*>(at(counters));
     base_.items = static_cast<abi::Item*>(at(items));
     base_.requests = static_cast<abi::ItemRequest*>(at(requests));
     base_.chunks = static_cast<abi::Chunk*>(at(chunks));
-    base_.arrivals = static_cast<unsigned*>(at(arrivals));
+    base_.merges = static_cast<abi::Merge*>(at(merges));
     base_.partial_lse = static_cast<float*>(at(lse));
     base_.partial_out = static_cast<float*>(at(out));
     base_.kv_heads = static_cast<unsigned>(problem.kv_heads);
@@ -63,11 +63,12 @@ void PlanBuffers::upload(DecodePlan::Impl& plan, void* stream) {
         memory_->copy_in(target, from.data() + begin, (end - begin) * size, stream);
     };
     if (revision_ != plan.revision) {
-        const abi::WorkHeader header = {static_cast<unsigned>(list.items.size()), {}};
+        const abi::WorkHeader header = {static_cast<unsigned>(list.items.size()), static_cast<unsigned>(list.merges.size()), {}};
         memory_->copy_in(const_cast<abi::WorkHeader*>(base_.header), &header, sizeof(header), stream);
         copy(base_.items, list.items, 0, list.items.size());
         copy(base_.requests, list.requests, 0, list.requests.size());
         copy(base_.chunks, list.chunks, 0, list.chunks.size());
+        copy(base_.merges, list.merges, 0, list.merges.size());
     } else {
         copy(base_.chunks, list.chunks, list.changed_begin, list.changed_end);
     }

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "host/block.h"
 
+#include <algorithm>
 #include <exception>
+#include <thread>
 #include <utility>
 
 #include "base/error.h"
@@ -12,6 +14,9 @@ namespace {
 constexpr std::uint32_t kAllLanes = ~0u;
 /// Rounds in which nobody can do more than try an mbarrier again, before that counts as waiting forever.
 constexpr std::uint32_t kIdleRounds = 10'000;
+/// All blocks that run must have been able only to poll for so long; one that was about to see something new may have been
+/// preempted.
+constexpr std::chrono::seconds kIdleTime{5};
 constexpr std::size_t kLine = 600;  // of places in an error's text; all of them are in its detail
 
 std::uint64_t mix(std::uint64_t x) {  // splitmix64: neighbouring seeds give unrelated schedules
@@ -41,6 +46,7 @@ const kernel::HostRuntime Block::kRuntime = {
     .cp_async_16 = cp_async_16,
     .cp_async_arrive = cp_async_arrive,
     .breathe = breathe,
+    .poll = poll,
     .fail = fail_from_kernel,
 };
 
@@ -51,9 +57,10 @@ Block::Block() : HostBlock{}, main_{}, warps_(kHostMaxWarps), queues_(kHostMaxTh
 }
 
 std::optional<BlockFailure> Block::run(const HostEntry& entry, const void* params, const jit::LaunchShape& shape,
-                                       std::uint32_t index, std::uint64_t seed) {
+                                       std::uint32_t index, std::uint64_t seed, GridState& state) {
     entry_ = &entry;
     params_ = params;
+    grid_ = &state;
     block = index;
     grid = shape.grid;
     threads = shape.block;
@@ -74,7 +81,7 @@ std::optional<BlockFailure> Block::run(const HostEntry& entry, const void* param
         warp.index = w;
         warp.arrived = warp.exited = 0;
         warp.ready = kAllLanes;
-        waiting_[w] = spinning_[w] = 0;
+        waiting_[w] = spinning_[w] = polling_[w] = 0;
     }
     for (std::uint32_t i = 0; i < threads; i++) {
         region_.prepare(i, fiber_entry, dirty_);
@@ -83,6 +90,7 @@ std::optional<BlockFailure> Block::run(const HostEntry& entry, const void* param
         t.block = this;
         t.thread = i;
         t.lane = i % 32;
+        t.polled = nullptr;
     }
     for (std::uint32_t i : in_flight_) {
         queues_[i].ops.clear();
@@ -93,12 +101,13 @@ std::optional<BlockFailure> Block::run(const HostEntry& entry, const void* param
     ready_warps_ = warp_count_ == 32 ? ~0u : (1u << warp_count_) - 1;
     live_ = threads;
     idle_rounds_ = 0;
-    main_.stack_bottom = nullptr;
     failure_.reset();
 
     main_.lane = 31;  // round robin begins after it
     main_.warp = &warps_[warp_count_ - 1];
+    enter_main(main_);
     switch_fiber(main_, schedule(main_));
+    progress();  // no longer idle, if it was
 
     dirty_ = failure_.has_value();
 #if defined(SAPWOOD_HOST_ASAN)
@@ -106,60 +115,50 @@ std::optional<BlockFailure> Block::run(const HostEntry& entry, const void* param
         draining_ = true;
         for (std::uint32_t i = 0; i < threads; i++) {
             const HostThread& t = region_.threads()[i];
-            if (t.fake_stack != nullptr) switch_fiber(main_, region_.threads()[i]);
+            if (t.sanitizer != nullptr) switch_fiber(main_, region_.threads()[i]);
         }
         draining_ = false;
     }
 #endif
     if (!failure_ && !guards_intact()) {
         failure_ = BlockFailure{"block " + std::to_string(block) + " wrote outside its " + std::to_string(shape.shared_bytes) +
-                                    " bytes of dynamic shared memory", ""};
+                                    " bytes of dynamic shared memory",
+                                ""};
     }
     return failure_;
 }
 
 // --- who runs next -----------------------------------------------------------------------------------------------------
 
-std::uint32_t Block::random() noexcept {  // xorshift64*
-    rng_ ^= rng_ >> 12;
-    rng_ ^= rng_ << 25;
-    rng_ ^= rng_ >> 27;
-    return static_cast<std::uint32_t>((rng_ * 0x2545f4914f6cdd1d) >> 32);
-}
-
-void Block::set_ready(std::uint32_t warp, std::uint32_t lanes) {
-    warps_[warp].ready |= lanes;
-    ready_warps_ |= 1u << warp;
-}
-void Block::set_ready(HostThread& t) { set_ready(t.warp->index, 1u << t.lane); }
-
 /// The first bit of `set` at or after `from`, wrapping around.
 static std::uint32_t next_bit(std::uint32_t set, std::uint32_t from) {
     return (static_cast<std::uint32_t>(std::countr_zero(std::rotr(set, static_cast<int>(from & 31)))) + from) & 31;
 }
 
-HostThread& Block::choose_lane(HostWarp& warp, std::uint32_t after) {
-    const std::uint32_t lane = next_bit(warp.ready, shuffled_ ? random() : after + 1);
+/// `at`: the lane to begin with.
+inline HostThread& Block::choose_lane(HostWarp& warp, std::uint32_t at) {
+    const std::uint32_t lane = next_bit(warp.ready, at);
     warp.ready &= ~(1u << lane);
     return warp.threads[lane];
 }
 
-/// Gives way to another fiber; `t` has been put where somebody will find it, or is ready.
-void Block::leave(HostThread& t) {
-    HostWarp& warp = *t.warp;
-    if (warp.ready != 0 && !chance(32)) [[likely]] {  // the warp's own lanes first: that is what makes collectives cheap
-        suspend(t, choose_lane(warp, t.lane));
-    } else {
-        suspend(t, schedule(t));
-    }
-}
-
-void Block::suspend(HostThread& t, HostThread& next) {
+inline void Block::suspend(HostThread& t, HostThread& next) {
     if (&next == &t) return;
     switch_fiber(t, next);
 #if defined(SAPWOOD_HOST_ASAN)
     if (draining_) leave_fiber(t, main_);
 #endif
+}
+
+/// Gives way to another fiber; `t` has been put where somebody will find it, or is ready.
+void Block::leave(HostThread& t) {
+    HostWarp& warp = *t.warp;
+    const std::uint32_t dice = shuffled_ ? random() : (t.lane + 1) << 8 | 1;
+    if (warp.ready != 0 && dice % 32 != 0) [[likely]] {  // the warp's own lanes first: that is what makes collectives cheap
+        suspend(t, choose_lane(warp, dice >> 8));
+    } else {
+        suspend(t, schedule(t));
+    }
 }
 
 /// A ready fiber of any warp; when there is none and never will be, the main fiber.
@@ -170,7 +169,10 @@ HostThread& Block::schedule(HostThread& t) {
             std::uint32_t candidates = ready_warps_ & ~slow_warps_;
             if (candidates == 0 || chance(16)) candidates = ready_warps_;
             const std::uint32_t w = next_bit(candidates, shuffled_ ? random() : t.warp->index + 1);
-            if (warps_[w].ready != 0) return choose_lane(warps_[w], w == t.warp->index ? t.lane : 31);
+            if (warps_[w].ready != 0) {
+                const std::uint32_t after = w == t.warp->index ? t.lane + 1 : 0;
+                return choose_lane(warps_[w], shuffled_ ? random() : after);
+            }
             ready_warps_ &= ~(1u << w);
         }
         if (!end_of_waiting()) return main_;
@@ -181,22 +183,77 @@ HostThread& Block::schedule(HostThread& t) {
 bool Block::end_of_waiting() {
     if (live_ == 0) return false;
     if (!in_flight_.empty()) {
-        idle_rounds_ = 0;
+        progress();
         return land_some(true);
     }
-    bool spinning = false;
-    for (std::uint32_t w = 0; w < warp_count_; w++) {
-        if (spinning_[w] == 0) continue;
-        spinning = true;
-        set_ready(w, spinning_[w]);
-        waiting_[w] &= ~spinning_[w];
-        spinning_[w] = 0;
-    }
-    if (spinning && ++idle_rounds_ < kIdleRounds) return true;
+    if (poll_again()) return true;
+    if (failure_) return false;
     std::string where = places();
-    blame("block " + std::to_string(block) + " of " + std::to_string(grid) + " cannot go on: " +
-          (where.size() <= kLine ? where : where.substr(0, kLine) + " ..."));
+    blame("block " + std::to_string(block) + " of " + std::to_string(grid) +
+          " cannot go on: " + (where.size() <= kLine ? where : where.substr(0, kLine) + " ..."));
     return false;
+}
+
+/// Makes those ready who try an mbarrier or global memory again and again. False if there are none, or when that leads nowhere:
+/// nobody in this block can do anything else, and neither can any other block that runs.
+bool Block::poll_again() {
+    std::uint32_t anybody = 0, outside = 0;
+    for (std::uint32_t w = 0; w < warp_count_; w++) {
+        anybody |= spinning_[w] | polling_[w];
+        outside |= polling_[w];
+    }
+    if (anybody == 0) return false;
+    if (outside != 0) {
+        if (grid_->stop) {
+            failure_ = BlockFailure{};
+            return false;
+        }
+        if (!idle_) {
+            idle_ = true;
+            grid_->idle++;
+            idle_since_ = std::chrono::steady_clock::now();
+        }
+        if (grid_->workers > 1) {
+            if (grid_->idle < grid_->workers) {
+                idle_since_ = std::chrono::steady_clock::now();
+            } else if (std::chrono::steady_clock::now() - idle_since_ > kIdleTime) {
+                return false;
+            }
+            idle_rounds_ < 100 ? std::this_thread::yield() : std::this_thread::sleep_for(std::chrono::microseconds(50));
+            idle_rounds_ = std::min(idle_rounds_, kIdleRounds - 2);
+        }
+    }
+    if (++idle_rounds_ >= kIdleRounds) return false;
+    for (std::uint32_t w = 0; w < warp_count_; w++) {
+        if ((spinning_[w] | polling_[w]) == 0) continue;
+        set_ready(w, spinning_[w] | polling_[w]);
+        waiting_[w] &= ~spinning_[w];
+        spinning_[w] = polling_[w] = 0;
+    }
+    return true;
+}
+
+void Block::progress() noexcept {
+    idle_rounds_ = 0;
+    if (!idle_) return;
+    idle_ = false;
+    grid_->idle--;
+}
+
+/// A value that is still what this thread saw last lets every other fiber go first, and other OS threads when there is none.
+std::uint32_t Block::poll(HostThread* t, const std::uint32_t* global) {
+    Block& b = of(t);
+    breathe(t);
+    std::uint32_t value = __atomic_load_n(global, __ATOMIC_ACQUIRE);
+    if (t->polled == global && t->polled_value == value) {
+        b.polling_[t->warp->index] |= 1u << t->lane;
+        b.leave(*t);
+        value = __atomic_load_n(global, __ATOMIC_ACQUIRE);
+        if (value != t->polled_value) b.progress();
+    }
+    t->polled = global;
+    t->polled_value = value;
+    return value;
 }
 
 void Block::breathe(HostThread* t) {
@@ -219,7 +276,6 @@ void Block::fiber_entry() {
     }
     if (b.failure_) leave_fiber(*t, b.main_);
     b.exit_thread(*t);
-    t->fake_stack = nullptr;  // freed on leaving
     HostThread& next = b.schedule(*t);
     leave_fiber(*t, next);
 }
@@ -252,22 +308,22 @@ void Block::fail_from_kernel(HostThread* t, const char* what, kernel::u64 found,
 
 // --- meeting points ------------------------------------------------------------------------------------------------------
 
+void Block::refuse_meeting(HostThread& t, const HostWarpOp& op) {
+    const HostWarp& warp = *t.warp;
+    blame(name(t) + " calls " + op.name +
+          (warp.exited != 0 ? " after other lanes of its warp have exited"
+                            : std::string(" while other lanes of its warp wait at ") + warp.op->name));
+    abandon(t);
+}
+
+/// The hot path: 31 lanes go through the first half and a switch, the 32nd does the work.
 void Block::meet(HostThread* t, const HostWarpOp* op) {
     HostWarp& warp = *t->warp;
-    if (warp.arrived == 0) {
-        warp.op = op;
-    } else if (warp.op != op) [[unlikely]] {
-        Block& b = of(t);
-        b.blame(b.name(*t) + " calls " + op->name + " while other lanes of its warp wait at " + warp.op->name);
-        b.abandon(*t);
-    }
-    if (warp.exited != 0) [[unlikely]] {
-        Block& b = of(t);
-        b.blame(b.name(*t) + " calls " + op->name + " after other lanes of its warp have exited");
-        b.abandon(*t);
-    }
-    warp.arrived |= 1u << t->lane;
     Block& b = of(t);
+    if ((warp.arrived != 0 && warp.op != op) || warp.exited != 0) [[unlikely]]
+        b.refuse_meeting(*t, *op);
+    warp.op = op;
+    warp.arrived |= 1u << t->lane;
     if (warp.arrived != kAllLanes) return b.leave(*t);
     op->run(warp);
     warp.arrived = 0;
@@ -294,7 +350,7 @@ void Block::barrier(HostThread* t, std::uint32_t id, std::uint32_t threads) {
     barrier.expected = threads;
     barrier.waiting[t->warp->index] |= 1u << t->lane;
     if (++barrier.arrived < threads) return b.leave(*t);
-    b.idle_rounds_ = 0;
+    b.progress();
     for (std::uint32_t w = 0; w < b.warp_count_; w++) {
         if (barrier.waiting[w] == 0) continue;
         if (barrier.waiting[w] != kAllLanes) {

@@ -2,7 +2,9 @@
 // One CUDA block on one OS thread: its fibers, what they wait for, and who runs next. Everything is single-threaded here.
 #pragma once
 
+#include <atomic>
 #include <bit>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <new>
@@ -24,13 +26,20 @@ using kernel::kHostMaxThreads;
 using kernel::kHostMaxWarps;
 using kernel::kHostSharedStart;
 
-/// What went wrong in a block: a line, and where every thread stood.
+/// What went wrong in a block: a line, and where every thread stood. Empty: it was given up because another block failed.
 struct BlockFailure {
     std::string text, detail;
 };
 
-/// Reused for many blocks, one after another. Scheduling is two-level, a warp and a lane in it, because lanes of a warp meet all the
-/// time: a collective costs one switch a lane, straight from fiber to fiber.
+/// What blocks of one launch know of each other.
+struct GridState {
+    std::atomic<bool> stop{false};          // one has failed: those that wait for others give up
+    std::atomic<std::uint32_t> workers{0};  // OS threads that run a block or are about to
+    std::atomic<std::uint32_t> idle{0};     // of these, the ones whose block can only poll global memory
+};
+
+/// Reused for many blocks, one after another. Scheduling is two-level, a warp and a lane in it, because lanes of a warp meet all
+/// the time: a collective costs one switch a lane, straight from fiber to fiber.
 class Block final : private HostBlock {
 public:
     Block();
@@ -38,8 +47,9 @@ public:
     Block& operator=(const Block&) = delete;
 
     /// Runs block `index` to its end. Whatever the outcome, no fiber of it is left. Throws only when the host is out of something.
+    /// The caller counts in `state.workers`.
     std::optional<BlockFailure> run(const HostEntry& entry, const void* params, const jit::LaunchShape& shape, std::uint32_t index,
-                                    std::uint64_t seed);
+                                    std::uint64_t seed, GridState& state);
 
 private:
     struct Barrier {
@@ -72,21 +82,33 @@ private:
     static void cp_async_16(HostThread* t, std::uint32_t shared, const void* global, std::uint32_t bytes);
     static void cp_async_arrive(HostThread* t, std::uint32_t mbarrier);
     static void breathe(HostThread* t);
+    static std::uint32_t poll(HostThread* t, const std::uint32_t* global);
     static void fail_from_kernel(HostThread* t, const char* what, kernel::u64 found, kernel::u64 limit);
 
     // --- scheduling (block.cpp)
     static void fiber_entry();
-    void set_ready(HostThread& t);
-    void set_ready(std::uint32_t warp, std::uint32_t lanes);
+    void set_ready(std::uint32_t warp, std::uint32_t lanes) {
+        warps_[warp].ready |= lanes;
+        ready_warps_ |= 1u << warp;
+    }
+    void set_ready(HostThread& t) { set_ready(t.warp->index, 1u << t.lane); }
     void leave(HostThread& t);
-    HostThread& choose_lane(HostWarp& warp, std::uint32_t after);
+    HostThread& choose_lane(HostWarp& warp, std::uint32_t at);
     HostThread& schedule(HostThread& t);
     bool end_of_waiting();
+    bool poll_again();
+    void progress() noexcept;
     void suspend(HostThread& t, HostThread& next);
     void blame(std::string text);
     [[noreturn]] void abandon(HostThread& t);  // after blame(), as a statement of its own: no string may live in the caller then
     void exit_thread(HostThread& t);
-    std::uint32_t random() noexcept;
+    [[noreturn, gnu::cold, gnu::noinline]] void refuse_meeting(HostThread& t, const HostWarpOp& op);
+    std::uint32_t random() noexcept {  // xorshift64*
+        rng_ ^= rng_ >> 12;
+        rng_ ^= rng_ << 25;
+        rng_ ^= rng_ >> 27;
+        return static_cast<std::uint32_t>((rng_ * 0x2545f4914f6cdd1d) >> 32);
+    }
     bool chance(std::uint32_t one_in) noexcept { return shuffled_ && random() % one_in == 0; }
 
     // --- shared memory (memory.cpp)
@@ -114,11 +136,15 @@ private:
     std::uint32_t live_ = 0;                 // fibers that have not exited
     std::uint32_t waiting_[kHostMaxWarps];   // lanes at an mbarrier
     std::uint32_t spinning_[kHostMaxWarps];  // of these, the ones that only tried
+    std::uint32_t polling_[kHostMaxWarps];   // lanes that saw nothing new in global memory
     std::uint32_t idle_rounds_ = 0;
+    bool idle_ = false;  // counted in grid_->idle
+    std::chrono::steady_clock::time_point idle_since_;
+    GridState* grid_ = nullptr;
     Barrier barriers_[16];
 
-    std::vector<AsyncQueue> queues_;         // by thread
-    std::vector<std::uint32_t> in_flight_;   // threads with a non-empty queue
+    std::vector<AsyncQueue> queues_;        // by thread
+    std::vector<std::uint32_t> in_flight_;  // threads with a non-empty queue
     Landing landing_ = Landing::late;
 
     bool shuffled_ = false;
@@ -128,7 +154,7 @@ private:
     const HostEntry* entry_ = nullptr;
     const void* params_ = nullptr;
     struct AlignedDelete {
-        void operator()(std::uint8_t* p) const noexcept { ::operator delete(p, std::align_val_t{1024}); }
+        void operator()(std::uint8_t* p) const noexcept { ::operator delete (p, std::align_val_t{1024}); }
     };
     std::unique_ptr<std::uint8_t, AlignedDelete> allocation_;  // shared memory between its guards
     std::uint32_t shared_capacity_ = 0;

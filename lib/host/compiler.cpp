@@ -24,13 +24,19 @@ constexpr std::size_t kErrorLines = 50, kLogBytes = 16 * 1024;
 
 const std::vector<std::string>& flags() {
     static const std::vector<std::string> all = {
-        "-std=c++20", "-O2", "-fPIC", "-shared",
+        "-std=c++20",
+        "-O2",
+        "-fPIC",
+        "-shared",
 #if defined(__x86_64__)
         "-march=x86-64-v2",  // an artifact may be read on another machine than the one that made it
 #endif
         "-fvisibility=hidden",
 #if defined(SAPWOOD_SANITIZE)
-        "-g1", "-fno-omit-frame-pointer", "-fsanitize=" SAPWOOD_SANITIZE, "-fno-sanitize-recover=all",
+        "-g1",
+        "-fno-omit-frame-pointer",
+        "-fsanitize=" SAPWOOD_SANITIZE,
+        "-fno-sanitize-recover=all",
 #endif
     };
     return all;
@@ -156,8 +162,8 @@ struct Compiler::Impl {
         std::vector<std::string> result = command();
         if (!result.empty()) return result;
         std::lock_guard lock(mutex);
-        raise(ErrorCode::kNoCompiler, purpose + " no C++20 compiler was found; tried: " + found.tried +
-                                          "; install g++ or clang++, or set CXX",
+        raise(ErrorCode::kNoCompiler,
+              purpose + " no C++20 compiler was found; tried: " + found.tried + "; install g++ or clang++, or set CXX",
               "PATH=" + env::get("PATH").value_or(""));
     }
 };

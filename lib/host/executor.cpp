@@ -71,21 +71,26 @@ public:
     Grid(const HostEntry& entry, const jit::LaunchShape& shape, const void* params, std::uint64_t seed)
         : entry_(entry), shape_(shape), params_(params), seed_(seed) {}
 
+    /// Before a worker is started; false takes it back.
+    void expect_worker(bool really = true) noexcept { really ? ++state_.workers : --state_.workers; }
+
     /// Blocks start in the order of their index, so that a block may count on those before it.
     void work() noexcept {
         std::unique_ptr<Block> block;
         std::uint32_t index = shape_.grid;  // none yet
         try {
             block = pool().take();
-            while (!stop_.load(std::memory_order_relaxed) && (index = ticket_.fetch_add(1, std::memory_order_relaxed)) < shape_.grid) {
-                if (auto failure = block->run(entry_, params_, shape_, index, seed_)) note(index, std::move(*failure));
+            while (!state_.stop && (index = ticket_.fetch_add(1, std::memory_order_relaxed)) < shape_.grid) {
+                std::optional<BlockFailure> failure = block->run(entry_, params_, shape_, index, seed_, state_);
+                if (failure && !failure->text.empty()) note(index, std::move(*failure));
             }
             pool().give_back(std::move(block));
         } catch (...) {
             std::lock_guard lock(mutex_);
-            stop_ = true;
+            state_.stop = true;
             if (!exception_) exception_ = std::current_exception();
         }
+        expect_worker(false);
     }
 
     void throw_if_failed(const std::string& name) {
@@ -96,7 +101,7 @@ public:
 private:
     void note(std::uint32_t index, BlockFailure failure) {
         std::lock_guard lock(mutex_);
-        stop_ = true;
+        state_.stop = true;
         if (failure_ && failed_block_ < index) return;  // the first block's error is the one told, whoever was quicker
         failure_ = std::move(failure);
         failed_block_ = index;
@@ -107,7 +112,7 @@ private:
     const void* params_;
     const std::uint64_t seed_;
     std::atomic<std::uint32_t> ticket_{0};
-    std::atomic<bool> stop_{false};
+    GridState state_;
     std::mutex mutex_;
     std::optional<BlockFailure> failure_;
     std::uint32_t failed_block_ = 0;
@@ -117,12 +122,14 @@ private:
 void check(const HostEntry& entry, const std::string& name, const jit::LaunchShape& shape, std::size_t params_bytes) {
     const auto refuse = [&](const std::string& why) { raise(ErrorCode::kInvalidArgument, "host kernel " + name + ": " + why); };
     if (shape.block == 0 || shape.block % 32 != 0 || shape.block > entry.threads || shape.block > kHostMaxThreads) {
-        refuse("a block of " + std::to_string(shape.block) + " threads; it takes whole warps, at most " + std::to_string(entry.threads));
+        refuse("a block of " + std::to_string(shape.block) + " threads; it takes whole warps, at most " +
+               std::to_string(entry.threads));
     }
     if (shape.grid == 0 || shape.grid > 0x7fffffff) refuse("a grid of " + std::to_string(shape.grid) + " blocks");
     if (shape.shared_bytes > kMaxSharedBytes) refuse(std::to_string(shape.shared_bytes) + " bytes of shared memory a block");
     if (params_bytes != entry.params_bytes) {
-        refuse("parameters of " + std::to_string(params_bytes) + " bytes; it was compiled for " + std::to_string(entry.params_bytes));
+        refuse("parameters of " + std::to_string(params_bytes) + " bytes; it was compiled for " +
+               std::to_string(entry.params_bytes));
     }
 }
 
@@ -139,9 +146,15 @@ void execute(const HostEntry& entry, const std::string& name, const ExecutorOpti
     {
         std::vector<std::jthread> helpers;
         helpers.reserve(workers - 1);
-        try {
-            while (helpers.size() + 1 < workers) helpers.emplace_back([&grid] { grid.work(); });
-        } catch (const std::system_error&) {  // no more OS threads to be had: fewer do the same work
+        grid.expect_worker();
+        while (helpers.size() + 1 < workers) {
+            grid.expect_worker();
+            try {
+                helpers.emplace_back([&grid] { grid.work(); });
+            } catch (const std::system_error&) {  // no more OS threads to be had: fewer do the same work
+                grid.expect_worker(false);
+                break;
+            }
         }
         grid.work();
     }

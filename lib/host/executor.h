@@ -11,8 +11,8 @@
 
 namespace sapwood::host {
 
-/// Runs the whole grid and returns, or throws: Error{kInvalidArgument} for a shape that the entry cannot run, Error{kInternal} for what
-/// a block did wrong. Thread-safe. `name` is for messages.
+/// Runs the whole grid and returns, or throws: Error{kInvalidArgument} for a shape that the entry cannot run, Error{kInternal} for
+/// what a block did wrong. Thread-safe. `name` is for messages.
 void execute(const kernel::HostEntry& entry, const std::string& name, const ExecutorOptions& options, const jit::LaunchShape& shape,
              const void* params, std::size_t params_bytes);
 

@@ -16,6 +16,8 @@
 #if defined(SAPWOOD_HOST_ASAN)
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
+#elif defined(SAPWOOD_HOST_TSAN)
+#include <sanitizer/tsan_interface.h>
 #endif
 
 namespace sapwood::host {
@@ -27,7 +29,6 @@ using kernel::kHostSlotBytes;
 static_assert(sizeof(HostThread) * kHostMaxThreads <= kHostSlotBytes, "the array of threads fills slot 0 at most");
 
 constexpr std::size_t kRegionBytes = (kHostMaxThreads + 1) * kHostSlotBytes;
-constexpr std::uint32_t kMainThread = ~0u;  // HostThread::thread of a MainFiber
 
 std::size_t page_bytes() {
     static const std::size_t bytes = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
@@ -59,6 +60,8 @@ FiberRegion::FiberRegion() {
 FiberRegion::~FiberRegion() {
 #if defined(SAPWOOD_HOST_ASAN)
     __asan_unpoison_memory_region(base_, kRegionBytes);  // whoever maps these addresses next finds them clean
+#elif defined(SAPWOOD_HOST_TSAN)
+    for (std::uint32_t i = 0; i < committed_; i++) __tsan_destroy_fiber(threads()[i].sanitizer);
 #endif
     munmap(base_, kRegionBytes);
 }
@@ -68,7 +71,7 @@ FiberRegion::~FiberRegion() {
 // Boost's switch costs four times as much (11 ns against 3): it saves the floating-point control words, which kernels do not touch,
 // and leaves by an indirect jump, which upsets the return predictor. All lanes of a warp stand at the same return address, so that
 // `ret` is predicted here.
-extern "C" void sapwood_host_switch(void** save, void* resume) noexcept;
+extern "C" void sapwood_host_switch(void** save, void* resume) noexcept;  // NOLINT: in fiber.h, too, where it is called directly
 asm(R"(
     .pushsection .text
     .p2align 4
@@ -146,14 +149,22 @@ void FiberRegion::prepare(std::uint32_t index, void (*entry)(), [[maybe_unused]]
     __asan_unpoison_memory_region(from, static_cast<std::size_t>(slot + kHostSlotBytes - from));
 #endif
     HostThread& thread = threads()[index];
-    thread.fake_stack = nullptr;
+#if defined(SAPWOOD_HOST_TSAN)  // afresh each time: its idea of the call stack is that of the abandoned entry
+    if (thread.sanitizer != nullptr) __tsan_destroy_fiber(thread.sanitizer);
+    thread.sanitizer = __tsan_create_fiber(0);
+#else
+    thread.sanitizer = nullptr;
+#endif
     thread.context = first_context(top, static_cast<std::size_t>(top - bottom), entry);
 }
+
+// --- what sanitizers are told of a switch: before it, where to; after it, on the new stack, that it is done -----------------
 
 #if defined(SAPWOOD_HOST_ASAN)
 
 static void announce(void** fake_stack, const HostThread& to) noexcept {
-    if (to.thread == kMainThread) {
+    constexpr std::uint32_t main_thread = ~0u;  // HostThread::thread of a MainFiber
+    if (to.thread == main_thread) {
         const auto& main = static_cast<const MainFiber&>(to);
         __sanitizer_start_switch_fiber(fake_stack, main.stack_bottom, main.stack_bytes);
     } else {
@@ -162,29 +173,10 @@ static void announce(void** fake_stack, const HostThread& to) noexcept {
         __sanitizer_start_switch_fiber(fake_stack, reinterpret_cast<void*>(bottom), kHostSlotBytes - page_bytes());
     }
 }
-static void announce_arrival(void* fake_stack) noexcept { __sanitizer_finish_switch_fiber(fake_stack, nullptr, nullptr); }
+static void announce_arrival(HostThread& self) noexcept { __sanitizer_finish_switch_fiber(self.sanitizer, nullptr, nullptr); }
 
-#else
-
-static void announce(void**, const HostThread&) noexcept {}
-static void announce_arrival(void*) noexcept {}
-
-#endif
-
-void switch_fiber(HostThread& from, HostThread& to) noexcept {
-    announce(&from.fake_stack, to);
-    jump(from, to);
-    announce_arrival(from.fake_stack);
-}
-
-void leave_fiber(HostThread& from, HostThread& to) noexcept {
-    announce(nullptr, to);
-    jump(from, to);
-    __builtin_unreachable();
-}
-
-void enter_fiber([[maybe_unused]] MainFiber& main) noexcept {
-#if defined(SAPWOOD_HOST_ASAN)
+void enter_main(MainFiber& main) noexcept { main.stack_bottom = nullptr; }
+void enter_fiber(MainFiber& main) noexcept {
     const void* bottom = nullptr;
     std::size_t bytes = 0;
     __sanitizer_finish_switch_fiber(nullptr, &bottom, &bytes);
@@ -192,7 +184,42 @@ void enter_fiber([[maybe_unused]] MainFiber& main) noexcept {
         main.stack_bottom = bottom;
         main.stack_bytes = bytes;
     }
-#endif
 }
+
+void leave_fiber(HostThread& from, HostThread& to) noexcept {
+    from.sanitizer = nullptr;
+    announce(nullptr, to);  // null: the fake stack is freed
+    jump(from, to);
+    __builtin_unreachable();
+}
+
+#else
+
+#if defined(SAPWOOD_HOST_TSAN)
+// Fibers of a block run one at a time on one OS thread, and each switch orders them: races are looked for between blocks.
+[[maybe_unused]] static void announce(void**, const HostThread& to) noexcept { __tsan_switch_to_fiber(to.sanitizer, 0); }
+void enter_main(MainFiber& main) noexcept { main.sanitizer = __tsan_get_current_fiber(); }
+#else
+[[maybe_unused]] static void announce(void**, const HostThread&) noexcept {}
+void enter_main(MainFiber&) noexcept {}
+#endif
+[[maybe_unused]] static void announce_arrival(HostThread&) noexcept {}
+void enter_fiber(MainFiber&) noexcept {}
+
+void leave_fiber(HostThread& from, HostThread& to) noexcept {
+    announce(nullptr, to);
+    jump(from, to);
+    __builtin_unreachable();
+}
+
+#endif
+
+#if !defined(SAPWOOD_HOST_PLAIN_SWITCH)
+void switch_fiber(HostThread& from, HostThread& to) noexcept {
+    announce(&from.sanitizer, to);
+    jump(from, to);
+    announce_arrival(from);
+}
+#endif
 
 }  // namespace sapwood::host

@@ -8,6 +8,17 @@
 
 #include "isa/host_runtime.h"
 
+#if defined(__SANITIZE_THREAD__)
+#define SAPWOOD_HOST_TSAN 1
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define SAPWOOD_HOST_TSAN 1
+#endif
+#endif
+#if defined(__x86_64__) && !defined(SAPWOOD_HOST_ASAN) && !defined(SAPWOOD_HOST_TSAN)
+#define SAPWOOD_HOST_PLAIN_SWITCH 1
+#endif
+
 namespace sapwood::host {
 
 using kernel::HostThread;
@@ -18,8 +29,8 @@ struct MainFiber : HostThread {
     std::size_t stack_bytes = 0;
 };
 
-/// Address space for kHostMaxThreads fibers, reserved once and committed stack by stack. A kernel finds its HostThread from its stack
-/// pointer, see isa/host_runtime.h.
+/// Address space for kHostMaxThreads fibers, reserved once and committed stack by stack. A kernel finds its HostThread from its
+/// stack pointer, see isa/host_runtime.h.
 class FiberRegion {
 public:
     FiberRegion();  // throws Error{kInternal} when the address space is not to be had
@@ -38,9 +49,16 @@ private:
 };
 
 /// Suspends `from`, which is running, and resumes `to`; returns when somebody resumes `from`.
+#if defined(SAPWOOD_HOST_PLAIN_SWITCH)
+extern "C" void sapwood_host_switch(void** save, void* resume) noexcept;
+inline void switch_fiber(HostThread& from, HostThread& to) noexcept { sapwood_host_switch(&from.context, to.context); }
+#else
 void switch_fiber(HostThread& from, HostThread& to) noexcept;
+#endif
 /// The same for a `from` that is never resumed.
 [[noreturn]] void leave_fiber(HostThread& from, HostThread& to) noexcept;
+/// The calling OS thread is `main` until the next call: to be said before its first switch.
+void enter_main(MainFiber& main) noexcept;
 /// First statement of a fiber's entry. `main` learns its stack if it was the one that switched here.
 void enter_fiber(MainFiber& main) noexcept;
 

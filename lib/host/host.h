@@ -20,7 +20,7 @@ public:
     ~Compiler() override;
     std::string identity() override;  // path-free: version line, target triple, CPU feature level
     jit::Artifact compile(const jit::CompileRequest& request) override;
-    std::string path();               // empty if none
+    std::string path();  // empty if none
 
 private:
     struct Impl;
@@ -33,7 +33,8 @@ struct ExecutorOptions {
 };
 
 /// Loads a host object through an anonymous in-memory file. launch() runs the grid to completion: one OS thread a block at a time,
-/// one fiber a CUDA thread. A deadlock or a barrier that some thread never reaches is an Error{kInternal} naming threads and places.
+/// one fiber a CUDA thread. A deadlock or a barrier that some thread never reaches is an Error{kInternal} naming threads and
+/// places.
 std::unique_ptr<jit::LoadedKernel> load(const jit::Artifact& artifact, const ExecutorOptions& options);
 
 }  // namespace sapwood::host

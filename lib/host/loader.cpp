@@ -39,8 +39,8 @@ public:
     MemoryFile(const MemoryFile&) = delete;
     MemoryFile& operator=(const MemoryFile&) = delete;
 
-    /// glibc takes a path that it has loaded before for the same object, without a look at the file, and descriptor numbers come again:
-    /// each load spells the path its own way, in the bits of a serial number.
+    /// glibc takes a path that it has loaded before for the same object, without a look at the file, and descriptor numbers come
+    /// again: each load spells the path its own way, in the bits of a serial number.
     std::string path() const {
         static std::atomic<std::uint64_t> serial{1};
         std::string path = "/proc/self/fd/";

@@ -26,7 +26,7 @@ constexpr std::uint64_t kMark = 0x2b5a11;
 void Block::reserve_shared(std::uint32_t bytes) {
     if (!allocation_ || shared_capacity_ < bytes) {
         allocation_.reset();
-        allocation_.reset(static_cast<std::uint8_t*>(::operator new(std::size_t{bytes} + 2 * kGuard, std::align_val_t{1024})));
+        allocation_.reset(static_cast<std::uint8_t*>(::operator new (std::size_t{bytes} + 2 * kGuard, std::align_val_t{1024})));
         shared_capacity_ = bytes;
     }
     shared = allocation_.get();
@@ -83,7 +83,7 @@ void Block::arrive(std::uint64_t& word, std::uint32_t address) {
     if ((--word & kCount) != 0) return;
     word ^= std::uint64_t{1} << kPhaseShift;
     word |= word >> kExpectedShift & kCount;
-    idle_rounds_ = 0;
+    progress();
     wake(address);
 }
 

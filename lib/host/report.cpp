@@ -25,6 +25,7 @@ std::string Block::place(const HostThread& t) const {
         return "wait at mbarrier_wait(shared " + std::to_string(t.wait_shared) + ", parity " + std::to_string(t.wait_parity) +
                "), arrivals missing " + std::to_string(word & 0xfffff);
     }
+    if (polling_[warp.index] & bit) return "wait for other blocks at load_acquire";
     return "can run";
 }
 

@@ -26,13 +26,29 @@ namespace {
 using Clock = std::chrono::steady_clock;
 constexpr std::size_t kOutputLimit = 256 * 1024;
 
-/// Search paths that a compiler takes from the environment are in no cache key; messages must be in one language; a preloaded library
-/// (a sanitizer's runtime, say) is meant for us.
+/// Search paths that a compiler takes from the environment are in no cache key; messages must be in one language; a preloaded
+/// library (a sanitizer's runtime, say) is meant for us.
 bool withheld(std::string_view variable) {
-    constexpr std::string_view kWithheld[] = {
-        "CPATH",           "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH", "OBJC_INCLUDE_PATH",   "OBJCPLUS_INCLUDE_PATH", "LIBRARY_PATH", "LD_RUN_PATH",
-        "COMPILER_PATH",   "CCC_OVERRIDE_OPTIONS", "GCC_COMPARE_DEBUG", "SOURCE_DATE_EPOCH", "DEPENDENCIES_OUTPUT", "SUNPRO_DEPENDENCIES", "LD_PRELOAD",
-        "LANG",            "LANGUAGE",       "LC_ALL",             "LC_MESSAGES",         "LC_CTYPE",              "TMPDIR"};
+    constexpr std::string_view kWithheld[] = {"CPATH",
+                                              "C_INCLUDE_PATH",
+                                              "CPLUS_INCLUDE_PATH",
+                                              "OBJC_INCLUDE_PATH",
+                                              "OBJCPLUS_INCLUDE_PATH",
+                                              "LIBRARY_PATH",
+                                              "LD_RUN_PATH",
+                                              "COMPILER_PATH",
+                                              "CCC_OVERRIDE_OPTIONS",
+                                              "GCC_COMPARE_DEBUG",
+                                              "SOURCE_DATE_EPOCH",
+                                              "DEPENDENCIES_OUTPUT",
+                                              "SUNPRO_DEPENDENCIES",
+                                              "LD_PRELOAD",
+                                              "LANG",
+                                              "LANGUAGE",
+                                              "LC_ALL",
+                                              "LC_MESSAGES",
+                                              "LC_CTYPE",
+                                              "TMPDIR"};
     const std::string_view name = variable.substr(0, variable.find('='));
     return std::find(std::begin(kWithheld), std::end(kWithheld), name) != std::end(kWithheld);
 }
@@ -66,7 +82,8 @@ Spawned spawn(const std::vector<std::string>& argv, const std::filesystem::path&
     posix_spawn_file_actions_adddup2(&actions, ends[1], 2);
     posix_spawn_file_actions_addchdir_np(&actions, directory.c_str());
 
-    posix_spawnattr_t attributes;  // a group of its own, so that a deadline ends its children too; our signal state is not its business
+    posix_spawnattr_t
+        attributes;  // a group of its own, so that a deadline ends its children too; our signal state is not its business
     posix_spawnattr_init(&attributes);
     sigset_t none, all;
     sigemptyset(&none);
@@ -151,8 +168,8 @@ TemporaryDirectory::TemporaryDirectory() {
     if (error) parent = "/tmp";
     std::string name = (parent / "sapwood-host-XXXXXX").string();
     if (mkdtemp(name.data()) == nullptr) {
-        raise(ErrorCode::kIo, "cannot make a temporary directory in " + parent.string() + ": " + std::generic_category().message(errno) +
-                                  "; set TMPDIR to a writable directory");
+        raise(ErrorCode::kIo, "cannot make a temporary directory in " + parent.string() + ": " +
+                                  std::generic_category().message(errno) + "; set TMPDIR to a writable directory");
     }
     path_ = name;
 }

@@ -55,6 +55,18 @@ std::vector<CoverItem> written_out(const ForestOrder& order, const Cover& cover)
 /// The model's cost of any list of items.
 double cost_of(const ForestOrder& order, const CostModel& model, std::span<const CoverItem> items);
 
+/// Calls visit(entry) for each entry of a block, ancestors of the first request in no particular order.
+template <class Visit>
+void each_entry(const ForestOrder& order, const Block& block, Visit&& visit) {
+    const std::int32_t last = block.bottom >= 0 ? block.bottom : order.request_entry[block.request_begin];
+    for (std::int32_t e = last; e != block.top; e = order.entries[e].parent) visit(order.entries[e]);
+    if (block.bottom >= 0) return;
+    for (std::size_t e = static_cast<std::size_t>(last) + 1;
+         e < order.entries.size() && order.entries[e].request_begin < block.request_end; ++e) {
+        visit(order.entries[e]);
+    }
+}
+
 /// The entries of a block in depth-first order.
 void entries_of(const ForestOrder& order, const Block& block, std::vector<std::int32_t>& entries);
 

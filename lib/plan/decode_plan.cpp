@@ -20,6 +20,7 @@ WorkCounts capacity_for(const WorkCounts& needed, const DecodeLimits& asked, con
     capacity.chunks = room(asked.max_tiles * in_tile, needed.chunks, 1024);
     // Every request may come to have a part in several items.
     capacity.requests = room(asked.max_requests * 4, needed.requests, 256);
+    capacity.merges = room(asked.max_requests, needed.merges, 64);
     capacity.slots = room(asked.max_requests * 4, needed.slots, 256);
     return capacity;
 }
@@ -34,10 +35,12 @@ void check_capacity(const WorkCounts& needed, const WorkCounts& capacity) {
     check("work items", needed.items, capacity.items);
     check("request entries", needed.requests, capacity.requests);
     check("chunks", needed.chunks, capacity.chunks);
+    check("merges", needed.merges, capacity.merges);
     check("partial slots", needed.slots, capacity.slots);
 }
 
-DecodePlanInfo describe(const DecodePlan::Impl& plan, const ForestOrder& order, const Cover& cover, const CostModel& model) {
+DecodePlanInfo describe(const DecodePlan::Impl& plan, const ForestOrder& order, const Cover& cover, const CostModel& model,
+                        const Split& split) {
     const DecodeProblem& problem = plan.problem;
     const double row = static_cast<double>(dtype_bytes(problem.dtype)) * problem.q_heads * (problem.head_dim + problem.head_dim_v);
     DecodePlanInfo info;
@@ -53,6 +56,7 @@ DecodePlanInfo describe(const DecodePlan::Impl& plan, const ForestOrder& order, 
     info.partial_bytes = plan.list.slots * problem.q_heads * (problem.head_dim_v + 1) * 4 * 2;
     info.flops = 2.0 * (problem.head_dim + problem.head_dim_v) * problem.q_heads * static_cast<double>(order.path_tokens);
     info.model_cost = cover.cost;
+    info.model_us = split.makespan;
     info.grid = plan.grid();
     return info;
 }
@@ -60,15 +64,34 @@ DecodePlanInfo describe(const DecodePlan::Impl& plan, const ForestOrder& order, 
 }  // namespace
 
 SplitInput DecodePlan::Impl::split_input() const {
-    return {.kv_heads = problem.kv_heads, .resident_blocks = grid(), .block_kv = config.block_kv, .aimed = config.split};
+    return {.kv_heads = problem.kv_heads,
+            .group = group_of(problem),
+            .resident_blocks = grid(),
+            .sms = limits.sms,
+            .block_kv = config.block_kv,
+            .aimed = config.split};
 }
 
 void DecodePlan::Impl::plan(const Forest& forest, const ForestOrder& order, const DecodeLimits* asked) {
-    const CostModel model = cost_model(problem, config);
-    const Cover cover = make_cover(order, model);
-    const Split split = choose_split(order, cover, model, split_input());
+    // Wide blocks re-read shared KV least; narrower ones may spread the work more evenly without partial results. The covers for a few
+    // widths are compared by the time that the split model gives them.
+    CostModel model = cost_model(problem, config);
+    Cover cover = make_cover(order, model);
+    Split split = choose_split(order, cover, model, split_input());
+    for (CostModel narrow = model; narrow.capacity > 1 && order.requests.size() > 1;) {
+        narrow.capacity = (std::min(narrow.capacity, order.widest) + 1) / 2;
+        Cover other = make_cover(order, narrow);
+        const Split its = choose_split(order, other, narrow, split_input());
+        if (its.makespan > 1.5 * split.makespan) break;
+        if (its.makespan < 0.98 * split.makespan) {
+            model = narrow;
+            cover = std::move(other);
+            split = its;
+        }
+        if (narrow.capacity * group_of(problem) <= 16) break;
+    }
     WorkList fresh;
-    fresh.build(order, cover, model, split_input(), split, group_of(problem), static_cast<std::size_t>(forest.node_capacity()));
+    fresh.build(order, cover, model, split_input(), split, static_cast<std::size_t>(forest.node_capacity()));
     if (asked != nullptr) {
         capacity = capacity_for(fresh.counts(), *asked, split_input());
     } else {
@@ -76,7 +99,7 @@ void DecodePlan::Impl::plan(const Forest& forest, const ForestOrder& order, cons
     }
     // Nothing below throws: the plan changes as a whole or not at all.
     list = std::move(fresh);
-    info = describe(*this, order, cover, model);
+    info = describe(*this, order, cover, model, split);
     const Forest::Impl& source = forest.impl();
     forest_identity = source.identity;
     forest_structure = source.structure;
@@ -145,12 +168,11 @@ std::string DecodePlan::to_string(int max_items) const {
     };
     std::string text = std::to_string(i.requests) + " requests, " + std::to_string(i.items) + " work items x " +
                        std::to_string(impl_->problem.kv_heads) + " KV heads on " + std::to_string(i.grid) + " blocks, config " +
-                       i.config.to_string() + "\n  " + megabytes(i.hbm_bytes) + " at least, KV loads " + megabytes(i.kv_load_bytes) +
+                       i.config.to_string() + ", model " + std::to_string(i.model_us).substr(0, 6) + " us\n  " + megabytes(i.hbm_bytes) + " at least, KV loads " + megabytes(i.kv_load_bytes) +
                        ", partial results " + megabytes(i.partial_bytes) + " (" + std::to_string(i.partial_rows) + " slots)";
     for (std::size_t n = 0; n < list.items.size() && static_cast<int>(n) < max_items; ++n) {
         const abi::Item& item = list.items[n];
-        text += "\n  item " + std::to_string(n) + ": " + std::to_string(item.requests) + " requests, " + std::to_string(item.tiles) + " tiles" +
-                (item.partial ? ", partial" : ", final");
+        text += "\n  item " + std::to_string(n) + ": " + std::to_string(item.requests) + " requests, " + std::to_string(item.tiles) + " tiles";
     }
     if (static_cast<int>(list.items.size()) > max_items) text += "\n  …";
     return text;

@@ -5,60 +5,109 @@
 #include "plan/work_list.h"
 
 namespace sapwood {
+namespace {
+
+// Time is counted in the bytes that one worker's share of the HBM bandwidth moves in it; 3.0 TB/s in all.
+constexpr double kBytesPerMicrosecond = 3.0e6;
+// A worker alone on the chip streams at most so much faster than with all others at work (latency, then its own arithmetic).
+constexpr double kAlone = 0.45;
+// Waiting for the last item and reading the first partial results, before merging.
+constexpr double kMergeMicroseconds = 2.0;
+// Arithmetic of one SM on 16 query rows and 64 keys at head dim 128: about 0.75 us for 8 row blocks and 32 keys, measured on an H100.
+constexpr double kRowBlockMicroseconds = 0.19;
+
+struct BlockSize {
+    std::int64_t tiles, requests;
+    double crowded, alone;  // cost of its chunks with all workers streaming, and with few
+    double seen;            // (request, tile) incidences
+};
+
+}  // namespace
+
+double ChunkCost::operator()(const ForestOrder::Entry& entry, const Block& block, double bandwidth_share) const {
+    const std::int32_t requests = std::min(entry.request_end, block.request_end) - std::max(entry.request_begin, block.request_begin);
+    // Whoever holds the first request of an entry counts as its first reader.
+    const double load = entry.request_begin >= block.request_begin ? first_read : again;
+    const std::int32_t row_blocks = (requests * group + 15) / 16;
+    return std::max(load * bandwidth_share, row_blocks * row_block);
+}
+
+ChunkCost chunk_cost(const CostModel& model, const SplitInput& input) {
+    ChunkCost cost;
+    cost.group = input.group;
+    cost.first_read = model.token_bytes * abi::kChunkTokens;
+    cost.again = cost.first_read * model.reread;
+    cost.row_block = kRowBlockMicroseconds / 4 * kBytesPerMicrosecond / input.sms * model.token_bytes / 512;
+    return cost;
+}
 
 Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel& model, const SplitInput& input) {
-    struct BlockSize {
-        std::int64_t tiles, requests;
-        double seen;  // (request, tile) incidences
-    };
     std::vector<BlockSize> sizes;
     sizes.reserve(cover.blocks.size());
-    std::vector<std::int32_t> entries;
-    std::int64_t total_tiles = 0, longest = 1;
+    const ChunkCost cost = chunk_cost(model, input);
+    double all = 0, longest = 0;
     for (const Block& block : cover.blocks) {
-        entries_of(order, block, entries);
-        std::int64_t tokens = 0;
-        double seen = 0;
-        for (const std::int32_t e : entries) {
-            const ForestOrder::Entry& entry = order.entries[e];
-            tokens += entry.padded;
-            seen += static_cast<double>(entry.padded) * (std::min(entry.request_end, block.request_end) -
-                                                          std::max(entry.request_begin, block.request_begin));
-        }
-        const std::int64_t tiles = std::max<std::int64_t>(1, (tokens + input.block_kv - 1) / input.block_kv);
-        sizes.push_back({tiles, block.request_end - block.request_begin, seen / input.block_kv});
-        total_tiles += tiles;
-        longest = std::max(longest, tiles);
+        BlockSize size{};
+        std::int64_t chunks = 0;
+        each_entry(order, block, [&](const ForestOrder::Entry& entry) {
+            const std::int64_t own = entry.padded / abi::kChunkTokens;
+            chunks += own;
+            size.crowded += static_cast<double>(own) * cost(entry, block, 1.0);
+            size.alone += static_cast<double>(own) * cost(entry, block, kAlone);
+            size.seen += static_cast<double>(own) * (std::min(entry.request_end, block.request_end) -
+                                                      std::max(entry.request_begin, block.request_begin));
+        });
+        const std::int64_t in_tile = input.block_kv / static_cast<std::int64_t>(abi::kChunkTokens);
+        size.tiles = std::max<std::int64_t>(1, (chunks + in_tile - 1) / in_tile);
+        size.requests = block.request_end - block.request_begin;
+        size.seen /= static_cast<double>(chunks > 0 ? chunks : 1);
+        sizes.push_back(size);
+        all += size.crowded;
+        longest = std::max(longest, size.crowded);
     }
-    const double tile_bytes = model.token_bytes * input.block_kv;
     const double workers = input.resident_blocks;
-    Split best = {.tiles = longest, .makespan = 0};
+    const double microsecond = kBytesPerMicrosecond / workers;
+    Split best = {.item_cost = longest, .makespan = 0};
     bool first = true;
-    // Item lengths from one item a worker to many; an explicit config fixes the number.
-    for (const int share : {1, 2, 3, 4, 6, 8, 12, 16, 24, 32}) {
-        const int pieces = input.aimed != 0 ? input.aimed : share;
-        const double ideal = static_cast<double>(total_tiles) * input.kv_heads / (workers * pieces);
-        const std::int64_t length = std::clamp<std::int64_t>(static_cast<std::int64_t>(std::ceil(ideal)), 1, longest);
-        double items = 0, partials = 0;
+    // Item costs from half an item a worker to many; an explicit config fixes the number.
+    for (const double share : {0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0}) {
+        const double ideal = all * input.kv_heads / (workers * (input.aimed != 0 ? input.aimed : share));
+        const double length = std::min(ideal, longest);
+        double items = 0, parts = 0, work = 0, slowest = 0, slowest_alone = 0;
         for (const BlockSize& size : sizes) {
-            const std::int64_t count = (size.tiles + length - 1) / length;
-            items += static_cast<double>(count);
-            // Each item has partial rows for the requests that see something in it: a request is in as many items as its tiles touch.
+            const double count = static_cast<double>(pieces_of(size.crowded, length, size.tiles));
+            items += count;
+            // Each item has partial rows for the requests that see something in it: a request is in as many items as its keys touch.
             if (count > 1) {
-                partials += std::min(static_cast<double>(count * size.requests),
-                                     size.seen / static_cast<double>(length) + static_cast<double>(size.requests));
+                parts += std::min(count * static_cast<double>(size.requests), size.seen * count + static_cast<double>(size.requests));
             }
+            work += size.crowded + count * model.item_bytes;
+            slowest = std::max(slowest, size.crowded / count + model.item_bytes);
+            slowest_alone = std::max(slowest_alone, size.alone / count + model.item_bytes);
         }
-        const double total = (static_cast<double>(total_tiles) * tile_bytes + items * model.item_bytes + partials * model.partial_bytes) *
-                             input.kv_heads;
-        const double item = static_cast<double>(length) * tile_bytes + model.item_bytes;
-        // Fewer items than workers: the slowest item is the time. More: an even share and, on average, half an item at the end.
-        const double makespan = items * input.kv_heads <= workers ? std::max(item, total / workers) : total / workers + item / 2;
-        if (first || makespan < best.makespan * 0.999) best = {.tiles = length, .makespan = makespan};
+        const double count = items * input.kv_heads;
+        const double total = work * input.kv_heads / workers;
+        const double rounds = std::floor(count / workers), rest = count / workers - rounds;
+        // Rounds of equal items, the last of them with fewer workers at work, which then load faster (not: compute faster).
+        const double crowd = std::clamp((rest - kAlone) / (1 - kAlone), 0.0, 1.0);
+        const double last = rest > 0 ? slowest_alone + (slowest - slowest_alone) * crowd : 0;
+        double makespan = rounds * total * workers / count + last;
+        makespan = std::max(makespan, total + (rounds >= 1 ? 0.2 * slowest : 0));
+        if (parts > 0 || cover.cuts > 0) {
+            makespan += kMergeMicroseconds * microsecond + parts * model.partial_bytes * input.kv_heads / workers;
+        }
+        if (first || makespan < best.makespan * 0.999) best = {.item_cost = length, .makespan = makespan};
         first = false;
         if (input.aimed != 0) break;
     }
+    best.makespan /= microsecond;
     return best;
+}
+
+std::int64_t pieces_of(double block_cost, double item_cost, std::int64_t tiles) {
+    if (item_cost <= 0) return 1;
+    // A hair over a whole number of items is that number: the last one must not be a sliver.
+    return std::clamp<std::int64_t>(static_cast<std::int64_t>(std::ceil(block_cost / item_cost - 0.05)), 1, tiles);
 }
 
 }  // namespace sapwood

@@ -2,6 +2,7 @@
 #include "plan/work_list.h"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 namespace sapwood {
@@ -25,7 +26,7 @@ void WorkList::emit_run(const ForestOrder& order, const Run& run, std::int64_t f
         chunk.position = static_cast<std::uint32_t>(entry.kv_begin + token);
         chunk.row_begin = static_cast<std::uint16_t>((run.request_begin - hull_begin) * group);
         chunk.row_end = static_cast<std::uint16_t>((run.request_end - hull_begin) * group);
-        chunk.tokens = static_cast<std::uint16_t>(std::min(kChunk, run.token_begin + run.tokens - token));
+        chunk.tokens = static_cast<std::uint32_t>(std::min(kChunk, run.token_begin + run.tokens - token));
         chunks.push_back(chunk);
     }
     if (run.ends && first_chunk + count == chunks_of(run.tokens)) {
@@ -90,7 +91,10 @@ void WorkList::emit_item(const ForestOrder& order, std::span<const Run> runs, st
 
     // A request inside the hull that sees none of the runs has no part here.
     const std::size_t base = requests.size();
-    for (std::int32_t r = begin; r < end; ++r) requests.push_back({order.requests[r], -1, r, 0});
+    for (std::int32_t r = begin; r < end; ++r) {
+        requests.push_back({order.requests[r], abi::kUnseen});
+        position_.push_back(r);
+    }
     std::int32_t marked = 0;
     for (const Run& run : runs) {
         for (std::int32_t r = run.request_begin; r < run.request_end && marked < end - begin; ++r) {
@@ -104,33 +108,31 @@ void WorkList::emit_item(const ForestOrder& order, std::span<const Run> runs, st
     items.push_back(item);
 }
 
-void WorkList::resolve_slots() {
-    // parts_ becomes the first slot of each request with several parts; a lone part is final.
+void WorkList::resolve_slots(const ForestOrder& order) {
+    // Slots of a request with several parts are neighbours; a lone part is final.
+    std::vector<std::int32_t> first(parts_.size());
     slots = 0;
-    std::vector<std::int32_t>& first = parts_;
-    std::vector<std::int32_t> count(parts_);
-    for (std::size_t r = 0; r < count.size(); ++r) {
+    for (std::size_t r = 0; r < parts_.size(); ++r) {
         first[r] = static_cast<std::int32_t>(slots);
-        if (count[r] > 1) slots += count[r];
+        if (parts_[r] <= 1) continue;
+        merges.push_back({order.requests[r], first[r], parts_[r], 0});
+        slots += parts_[r];
     }
-    for (abi::Item& item : items) {
-        for (std::uint32_t i = item.request_begin; i < item.request_begin + item.requests; ++i) {
-            abi::ItemRequest& request = requests[i];
-            const std::int32_t position = request.slot_begin;  // depth-first position until here
-            request.slots = request.slot < 0 ? 0 : count[position];
-            request.slot_begin = first[position];
-            request.slot = request.slots > 1 ? first[position] + request.slot : -1;
-            if (request.slots > 1) item.partial = 1;
-        }
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+        abi::ItemRequest& request = requests[i];
+        const std::int32_t r = position_[i];
+        if (request.slot >= 0) request.slot = parts_[r] > 1 ? first[r] + request.slot : abi::kFinal;
     }
 }
 
 void WorkList::build(const ForestOrder& order, const Cover& cover, const CostModel& model, const SplitInput& input, const Split& split,
-                     std::int32_t group, std::size_t node_capacity) {
+                     std::size_t node_capacity) {
+    const std::int32_t group = input.group;
     items.clear();
     requests.clear();
     chunks.clear();
-    cost_.clear();
+    merges.clear();
+    position_.clear();
     last_chunks_.clear();
     last_of_node_.assign(node_capacity, -1);
     parts_.assign(order.requests.size(), 0);
@@ -139,34 +141,48 @@ void WorkList::build(const ForestOrder& order, const Cover& cover, const CostMod
     std::vector<std::int32_t> entries;
     std::vector<Run> runs;
     const std::int64_t in_tile = input.block_kv / kChunk;
+    const ChunkCost cost = chunk_cost(model, input);
     for (const Block& block : cover.blocks) {
         entries_of(order, block, entries);
-        std::int64_t total = 0;
-        for (const std::int32_t e : entries) total += chunks_of(order.entries[e].tokens);
-        const std::int64_t tiles = std::max<std::int64_t>(1, (total + in_tile - 1) / in_tile);
-        const std::int64_t pieces = (tiles + split.tiles - 1) / split.tiles;
-        const std::int64_t length = (tiles + pieces - 1) / pieces * in_tile;  // chunks an item
-        std::int64_t room = length;
+        double block_cost = 0;
+        std::int64_t block_chunks = 0;
+        for (const std::int32_t e : entries) {
+            const std::int64_t count = chunks_of(order.entries[e].tokens);
+            block_chunks += count;
+            block_cost += static_cast<double>(count) * cost(order.entries[e], block, 1.0);
+        }
+        const std::int64_t pieces = pieces_of(block_cost, split.item_cost, std::max<std::int64_t>(1, (block_chunks + in_tile - 1) / in_tile));
+        // Items of equal cost; each ends with a whole pair of chunks where it can, the last takes what is left.
+        const double share = block_cost / static_cast<double>(pieces);
+        double room = share;
+        std::int64_t piece = 1;
         runs.clear();
         for (const std::int32_t e : entries) {
             const ForestOrder::Entry& entry = order.entries[e];
             const std::int32_t begin = std::max(entry.request_begin, block.request_begin);
             const std::int32_t end = std::min(entry.request_end, block.request_end);
+            const double each = cost(entry, block, 1.0);
             for (std::int64_t token = 0; token < entry.tokens;) {
-                const std::int64_t take = std::min(entry.tokens - token, room * kChunk);
+                std::int64_t fits = chunks_of(entry.tokens - token);
+                if (piece < pieces) {
+                    const std::int64_t wanted = static_cast<std::int64_t>(std::ceil(room / each / kPair)) * kPair;
+                    fits = std::min(fits, std::max<std::int64_t>(wanted, 1));
+                }
+                const std::int64_t take = std::min(entry.tokens - token, fits * kChunk);
                 runs.push_back({e, begin, end, token, take, token + take == entry.tokens});
                 token += take;
-                room -= chunks_of(take);
-                if (room == 0) {
+                room -= static_cast<double>(fits) * each;
+                if (room <= 0 && piece < pieces) {
                     emit_item(order, runs, input.block_kv, group);
                     runs.clear();
-                    room = length;
+                    room += share;
+                    ++piece;
                 }
             }
         }
         if (!runs.empty()) emit_item(order, runs, input.block_kv, group);
     }
-    resolve_slots();
+    resolve_slots(order);
 
     // Requests that see nothing get a result too: items without tiles.
     for (std::size_t i = 0; i < order.empty.size(); i += static_cast<std::size_t>(model.capacity)) {
@@ -175,7 +191,7 @@ void WorkList::build(const ForestOrder& order, const Cover& cover, const CostMod
         item.chunk_begin = 0;
         item.request_begin = static_cast<std::uint32_t>(requests.size());
         item.requests = static_cast<std::uint16_t>(count);
-        for (std::size_t r = i; r < i + count; ++r) requests.push_back({order.empty[r], -1, 0, 1});
+        for (std::size_t r = i; r < i + count; ++r) requests.push_back({order.empty[r], abi::kFinal});
         items.push_back(item);
     }
 
@@ -188,11 +204,11 @@ bool WorkList::grow(std::int32_t node, std::int32_t count) {
     const std::int32_t first = static_cast<std::size_t>(node) < last_of_node_.size() ? last_of_node_[node] : -1;
     if (first < 0) return false;
     for (std::int32_t i = first; i >= 0; i = last_chunks_[i].next) {
-        if (chunks[last_chunks_[i].chunk].tokens + count > kChunk) return false;
+        if (chunks[last_chunks_[i].chunk].tokens + static_cast<std::int64_t>(count) > kChunk) return false;
     }
     for (std::int32_t i = first; i >= 0; i = last_chunks_[i].next) {
         const std::size_t at = last_chunks_[i].chunk;
-        chunks[at].tokens = static_cast<std::uint16_t>(chunks[at].tokens + count);
+        chunks[at].tokens += static_cast<std::uint32_t>(count);
         if (changed_begin == changed_end) {
             changed_begin = at;
             changed_end = at + 1;

@@ -12,24 +12,37 @@
 
 namespace sapwood {
 
-/// How long a work item may be, in tiles, and what that choice promises.
+/// How much a work item may cost, in equivalent bytes of one worker's stream, and what that choice promises.
 struct Split {
-    std::int64_t tiles = 1;   // a work item, at most
-    double makespan = 0;      // of the slowest resident block, by the model, in equivalent bytes
+    double item_cost = 0;
+    double makespan = 0;      // microseconds, by the model
 };
 
 struct SplitInput {
     std::int32_t kv_heads = 1;
+    std::int32_t group = 1;
     std::int32_t resident_blocks = 1;   // grid
+    std::int32_t sms = 1;
     std::int32_t block_kv = 64;
     std::int32_t aimed = 0;             // DecodeConfig::split; 0 = choose
 };
+
+/// Time of one chunk in a block, in equivalent bytes: of its load, or of the arithmetic of all row blocks that see it.
+struct ChunkCost {
+    double first_read = 0, again = 0, row_block = 0;
+    std::int32_t group = 1;
+    double operator()(const ForestOrder::Entry& entry, const Block& block, double bandwidth_share) const;
+};
+ChunkCost chunk_cost(const CostModel& model, const SplitInput& input);
+
+/// Items that a block is cut into.
+std::int64_t pieces_of(double block_cost, double item_cost, std::int64_t tiles);
 
 /// Chooses the item length for a cover: short items balance the blocks of the grid, long ones have fewer partial results.
 Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel& model, const SplitInput& input);
 
 struct WorkCounts {
-    std::int64_t items = 0, requests = 0, chunks = 0, slots = 0;
+    std::int64_t items = 0, requests = 0, chunks = 0, merges = 0, slots = 0;
 };
 
 /// Items, requests and chunks, host side. Growth inside the last chunk of a node is patched through last_chunks.
@@ -38,15 +51,16 @@ public:
     std::vector<abi::Item> items;
     std::vector<abi::ItemRequest> requests;
     std::vector<abi::Chunk> chunks;
+    std::vector<abi::Merge> merges;
     std::int64_t slots = 0;
 
     /// Rebuilds everything; keeps the vectors' memory.
     void build(const ForestOrder& order, const Cover& cover, const CostModel& model, const SplitInput& input, const Split& split,
-               std::int32_t group, std::size_t node_capacity);
+               std::size_t node_capacity);
 
     WorkCounts counts() const {
         return {static_cast<std::int64_t>(items.size()), static_cast<std::int64_t>(requests.size()),
-                static_cast<std::int64_t>(chunks.size()), slots};
+                static_cast<std::int64_t>(chunks.size()), static_cast<std::int64_t>(merges.size()), slots};
     }
 
     /// `count` more tokens on a node: true and patched if they fit the last chunk of every item that loads the node, else false and
@@ -68,12 +82,12 @@ private:
     void emit_item(const ForestOrder& order, std::span<const Run> runs, std::int32_t block_kv, std::int32_t group);
     void emit_run(const ForestOrder& order, const Run& run, std::int64_t first_chunk, std::int64_t count, std::int32_t hull_begin,
                   std::int32_t group);
-    void resolve_slots();
+    void resolve_slots(const ForestOrder& order);
 
     std::vector<std::int32_t> last_of_node_;
     std::vector<LastChunk> last_chunks_;
     std::vector<std::int32_t> parts_;       // of a request, by depth-first position
-    std::vector<double> cost_;              // of an item
+    std::vector<std::int32_t> position_;    // of the request of each entry of `requests`
 };
 
 }  // namespace sapwood

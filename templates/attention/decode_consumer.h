@@ -3,7 +3,7 @@
 // looks only at chunks that some of its rows see, so siblings of one subtree walk root to leaf in one block without partial results.
 #pragma once
 
-#include "attention/decode_epilogue.h"
+#include "attention/decode_merge.h"
 #include "attention/decode_producer.h"
 #include "attention/softmax_state.h"
 
@@ -22,7 +22,8 @@ struct DecodeConsumer {
 
     SoftmaxState<Traits::kHeadDimV> state;
     u32 query[Traits::kQueryInRegisters ? kSteps : 1][4];
-    abi::Item item{};
+    RowTargets<Traits> targets;
+    u32 tiles = 0;
     u32 kv_head = 0;
     u32 row_block = 0, part = 0, parts = 1;
     bool active = false;
@@ -45,13 +46,15 @@ struct DecodeConsumer {
 
     SAPWOOD_DEVICE void begin_item() {
         const StageHeader* header = shared.header(at.stage);
-        item = header->item;
+        const abi::Item item = header->item;
+        tiles = item.tiles;
         kv_head = header->kv_head;
         const RowBlocks<Traits> rows(item.requests);
         parts = rows.parts;
         row_block = warp % (rows.blocks == 0 ? 1 : rows.blocks);
         part = warp / (rows.blocks == 0 ? 1 : rows.blocks);
         active = part < parts;
+        targets.find(params, item, row_block);
         const u32 tile = shared.stage(at.stage) + row_block * 16 * Traits::KTile::kPitch;
         if constexpr (Traits::kQueryInRegisters) {
             SAPWOOD_UNROLL for (u32 step = 0; step < kSteps; ++step) ldmatrix_x4(query[step], a_address(tile, step));
@@ -135,27 +138,26 @@ struct DecodeConsumer {
             if (!mine) continue;
             const abi::Chunk chunks[2] = {shared.chunks(at.stage)[pair * 2], shared.chunks(at.stage)[pair * 2 + 1]};
             const u32 k_tile = k_stage + pair * 32 * Traits::KTile::kPitch, v_tile = v_stage + pair * 32 * Traits::VTile::kPitch;
-            if (sees(chunks[1])) {
-                if (sees(chunks[0])) {
-                    attend<2>(k_tile, v_tile, chunks);
-                } else {
-                    const abi::Chunk second[2] = {chunks[1], chunks[1]};
-                    attend<1>(k_tile + 16 * Traits::KTile::kPitch, v_tile + 16 * Traits::VTile::kPitch, second);
-                }
-            } else if (sees(chunks[0])) {
-                attend<1>(k_tile, v_tile, chunks);
+            const bool first = sees(chunks[0]), second = sees(chunks[1]);
+            if (first && second) {
+                attend<2>(k_tile, v_tile, chunks);
+            } else if (first || second) {
+                const u32 skip = first ? 0 : 16;
+                const abi::Chunk only[2] = {first ? chunks[0] : chunks[1], {}};
+                attend<1>(k_tile + skip * Traits::KTile::kPitch, v_tile + skip * Traits::VTile::kPitch, only);
             }
         }
     }
 
     SAPWOOD_DEVICE void run() {
-        for (;;) {
+        u32 finished = 0;
+        for (;; ++finished) {
             shared.ring.wait_full(at);
             if (shared.header(at.stage)->kind == static_cast<u32>(abi::StageKind::stop)) break;
             begin_item();
             release();
             u32 turn = 0;
-            for (u32 tile = 0; tile < item.tiles; ++tile) {
+            for (u32 tile = 0; tile < tiles; ++tile) {
                 shared.ring.wait_full(at);
                 attend_tile(turn);
                 release();
@@ -166,8 +168,10 @@ struct DecodeConsumer {
                 add_parts<Traits>(shared, at.stage, state, row_block, part, parts);
                 release();
             }
-            finish_item<Traits>(params, shared, item, kv_head, state, row_block, part == 0 && active);
+            if (part == 0 && active) write_rows<Traits>(params, targets, kv_head, state, row_block);
         }
+        const StageHeader* last = shared.header(at.stage);
+        merge_partials<Traits>(params, finished, last->items, last->merges);
     }
 };
 
@@ -178,8 +182,10 @@ SAPWOOD_DEVICE void decode(const abi::DecodeParams& params) {
     if (thread_id() == 0) shared.ring.init(DecodeProducer<Traits>::kFullArrivals, Traits::kWarps);
     block_sync();
     if (warp_id() >= Traits::kWarps) {
+        if constexpr (Traits::kMoveRegisters) registers_release<Traits::kProducerRegisters>();
         DecodeProducer<Traits>(params, shared).run();
     } else {
+        if constexpr (Traits::kMoveRegisters) registers_take<Traits::kConsumerRegisters>();
         DecodeConsumer<Traits>(params, shared).run();
     }
 }

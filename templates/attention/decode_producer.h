@@ -16,13 +16,25 @@ struct RowBlocks {
         : rows(requests * Traits::kGroup), blocks((rows + 15) / 16), parts(Traits::kWarps / (blocks == 0 ? 1 : blocks)) {}
 };
 
+/// The last block to come here finds that all have drawn (and waited, if there are merges), and leaves the counters as they were found:
+/// no memset between launches. Relaxed is enough: a block's own atomics have returned before it comes.
+SAPWOOD_DEVICE void leave(const abi::DecodeParams& params) {
+    if (atomic_add_relaxed(&params.counters->left, 1) != grid_size() - 1) return;
+    store_4(&params.counters->ticket, 0);
+    store_4(&params.counters->finished, 0);
+    store_4(&params.counters->left, 0);
+}
+
 template <class Traits>
 struct DecodeProducer {
     static constexpr u32 kThreads = Traits::kProducers * 32;
     static constexpr u32 kTokens = Traits::kBlockKv / Traits::kProducers;  // of a tile, for each copy warp
     static constexpr u32 kOwnChunks = kTokens / abi::kChunkTokens;
     static constexpr u32 kRows = Traits::kBlockQ / Traits::kProducers;
+    static constexpr u32 kRowGroups = (kRows + 31) / 32;
+    static constexpr u32 kAhead = 4;  // tiles that a look-up (of the chunk, then of the page) travels ahead of its use
     static constexpr u32 kNoRow = ~0u;
+    static constexpr u32 kCopyBarrier = 2;
     static_assert(kTokens == 16 || kTokens == 32, "a copy warp looks up one token a lane");
 
     const abi::DecodeParams& params;
@@ -51,28 +63,37 @@ struct DecodeProducer {
         header->item = item;
     }
 
-    SAPWOOD_DEVICE void send_query(const abi::Item& item, u32 kv_head) {
+    /// Byte offset in q of the row that this lane looks up for its warp, one for each 32 rows.
+    struct QueryRows {
+        u64 offset[kRowGroups];
+    };
+    SAPWOOD_DEVICE QueryRows find_query(const abi::Item& item) const {
+        QueryRows found;
+        SAPWOOD_UNROLL for (u32 g = 0; g < kRowGroups; ++g) {
+            const u32 row = warp * kRows + g * 32 + lane;
+            found.offset[g] = 0;
+            if (row < item.requests * Traits::kGroup) {
+                const u32 request = load_readonly_4(&params.requests[item.request_begin + row / Traits::kGroup].request);
+                found.offset[g] = static_cast<u64>(request) * static_cast<u64>(params.q_request_stride) +
+                                  static_cast<u64>(row % Traits::kGroup) * params.q_head_stride;
+            }
+        }
+        return found;
+    }
+    SAPWOOD_DEVICE void send_query(const abi::Item& item, u32 kv_head, const QueryRows& found) {
         const u32 rows = item.requests * Traits::kGroup;
         const u8* head = static_cast<const u8*>(params.q) + static_cast<u64>(kv_head) * Traits::kGroup * params.q_head_stride;
+        constexpr u32 kColumns = Traits::kHeadDim / 8;
+        constexpr u32 kCount = (kRows < 32 ? kRows : 32) * kColumns;
         shared.ring.wait_empty(at);
         write_header(abi::StageKind::query, kv_head, item);
-        SAPWOOD_UNROLL for (u32 first = 0; first < kRows; first += 32) {
-            const u32 begin = warp * kRows + first;
+        SAPWOOD_UNROLL for (u32 g = 0; g < kRowGroups; ++g) {
+            const u32 begin = warp * kRows + g * 32;
             if (begin >= rows) break;
-            const u32 own = begin + lane;
-            u64 offset = 0;
-            if (own < rows) {
-                const u32 index = item.request_begin + own / Traits::kGroup;
-                const u32 request = load_readonly_4(&params.requests[index].request);
-                offset = static_cast<u64>(request) * static_cast<u64>(params.q_request_stride) +
-                         static_cast<u64>(own % Traits::kGroup) * params.q_head_stride;
-            }
-            constexpr u32 kColumns = Traits::kHeadDim / 8;
-            constexpr u32 kCount = (kRows < 32 ? kRows : 32) * kColumns;
             SAPWOOD_UNROLL for (u32 i = 0; i < kCount; i += 32) {
                 const u32 local = (i + lane) / kColumns, column = (i + lane) % kColumns;
-                const u64 from = static_cast<u64>(shfl(static_cast<u32>(offset >> 32), local)) << 32 |
-                                 shfl(static_cast<u32>(offset), local);
+                const u64 from = static_cast<u64>(shfl(static_cast<u32>(found.offset[g] >> 32), local)) << 32 |
+                                 shfl(static_cast<u32>(found.offset[g]), local);
                 const u32 row = begin + local;
                 // Rows past the end are zeros: their scores must not be NaN, or a shared maximum vote would see them.
                 cp_async_16(shared.stage(at.stage) + Traits::KTile::offset(row, column), head + from + column * 16,
@@ -82,97 +103,139 @@ struct DecodeProducer {
         publish();
     }
 
+    /// An abi::Chunk as it travels through the copy warps: its words, unopened (16-bit fields would take a register each).
+    struct ChunkWords {
+        u32 position, rows, tokens;
+    };
     /// The chunk that this lane's token lies in.
-    SAPWOOD_DEVICE abi::Chunk load_chunk(const abi::Item& item, u32 tile) const {
-        abi::Chunk chunk{};
-        if (tile < item.tiles) {
-            const u32 index = item.chunk_begin + tile * Traits::kChunks + warp * kOwnChunks + (lane % kTokens) / abi::kChunkTokens;
-            const U32x4 bits = load_readonly_16(params.chunks + index);
-            chunk.position = bits.x;
-            chunk.row_begin = static_cast<u16>(bits.y);
-            chunk.row_end = static_cast<u16>(bits.y >> 16);
-            chunk.tokens = static_cast<u16>(bits.z);
-        }
-        return chunk;
+    SAPWOOD_DEVICE ChunkWords load_chunk(const abi::Item& item, u32 tile) const {
+        if (tile >= item.tiles) return {0, 0, 0};
+        const u32 index = item.chunk_begin + tile * Traits::kChunks + warp * kOwnChunks + (lane % kTokens) / abi::kChunkTokens;
+        const U32x4 words = load_readonly_16(params.chunks + index);
+        return {words.x, words.y, words.z};
     }
-    SAPWOOD_DEVICE u32 find_row(const abi::Chunk& chunk) const {
+    SAPWOOD_DEVICE u32 find_row(const ChunkWords& chunk) const {
         const u32 token = lane % abi::kChunkTokens;
         return token < chunk.tokens ? Traits::KvSource::row(params.page_table, chunk.position + token) : kNoRow;
     }
 
-    SAPWOOD_DEVICE void send_tile(const abi::Chunk& chunk, u32 own_row, const u8* k, const u8* v) {
+    SAPWOOD_DEVICE void send_tile(const ChunkWords& chunk, u32 own_row, const u8* k, const u8* v) {
         shared.ring.wait_empty(at);
         if (lane < kTokens && lane % abi::kChunkTokens == 0) {
-            shared.chunks(at.stage)[warp * kOwnChunks + lane / abi::kChunkTokens] = chunk;
+            U32x4* words = reinterpret_cast<U32x4*>(shared.chunks(at.stage));
+            words[warp * kOwnChunks + lane / abi::kChunkTokens] = {chunk.position, chunk.rows, chunk.tokens, 0};
         }
         write_header(abi::StageKind::tile, 0, abi::Item{});
         const u32 k_stage = shared.stage(at.stage) + warp * kTokens * Traits::KTile::kPitch;
         const u32 v_stage = shared.stage(at.stage) + Traits::kBlockKv * Traits::KTile::kPitch + warp * kTokens * Traits::VTile::kPitch;
         SAPWOOD_UNROLL for (u32 c = 0; c < kOwnChunks; ++c) {
-            if (shfl(chunk.tokens, c * abi::kChunkTokens) == 0) continue;  // padding: nobody reads it
-            copy_rows<typename Traits::KTile, Traits::kHeadDim / 8>(k_stage, c, own_row, k, params.k_token_stride);
-            copy_rows<typename Traits::VTile, Traits::kHeadDimV / 8>(v_stage, c, own_row, v, params.v_token_stride);
+            const u32 tokens = shfl(chunk.tokens, c * abi::kChunkTokens);
+            if (tokens == 0) continue;  // padding: nobody reads it
+            if (tokens == abi::kChunkTokens) {
+                copy_chunk<true>(k_stage, v_stage, c, own_row, k, v);
+            } else {
+                copy_chunk<false>(k_stage, v_stage, c, own_row, k, v);
+            }
         }
         publish();
     }
-    template <class Tile, u32 kColumns>
+    template <bool kWhole>
+    SAPWOOD_DEVICE void copy_chunk(u32 k_stage, u32 v_stage, u32 chunk, u32 own_row, const u8* k, const u8* v) {
+        copy_rows<typename Traits::KTile, Traits::kHeadDim / 8, kWhole>(k_stage, chunk, own_row, k, params.k_token_stride);
+        copy_rows<typename Traits::VTile, Traits::kHeadDimV / 8, kWhole>(v_stage, chunk, own_row, v, params.v_token_stride);
+    }
+    /// 16 rows, 16 bytes a lane and step. A row that is no token (kWhole: there is none) becomes zeros: its weight is 0, and 0 * NaN
+    /// would not be.
+    template <class Tile, u32 kColumns, bool kWhole>
     SAPWOOD_DEVICE void copy_rows(u32 stage, u32 chunk, u32 own_row, const u8* base, u32 token_stride) {
         SAPWOOD_UNROLL for (u32 i = 0; i < abi::kChunkTokens * kColumns; i += 32) {
-            const u32 token = chunk * abi::kChunkTokens + (i + lane) / kColumns, column = (i + lane) % kColumns;
-            const u32 row = shfl(own_row, token);
-            const u64 offset = row == kNoRow ? 0 : static_cast<u64>(row) * token_stride;
-            cp_async_16(stage + Tile::offset(token, column), base + offset + column * 16, row == kNoRow ? 0 : 16);
+            const u32 local = (i + lane) / kColumns, column = (i + lane) % kColumns;
+            const u32 row = shfl(own_row, chunk * abi::kChunkTokens + local);
+            const bool token = kWhole || row != kNoRow;
+            const u64 offset = static_cast<u64>(token ? row : 0) * token_stride;
+            u32 to;
+            if constexpr (32 % kColumns == 0) {
+                // The rows of one step have the keys of row i / kColumns, XOR the row within the step: one XOR with a constant.
+                constexpr u32 kRowsAStep = 32 / kColumns;
+                const u32 lane_column = (lane % kColumns ^ Tile::key(lane / kColumns)) * 16;
+                to = stage + (chunk * abi::kChunkTokens + lane / kColumns) * Tile::kPitch + i / kColumns * Tile::kPitch +
+                     (lane_column ^ Tile::key(i / 32 * kRowsAStep) * 16);
+            } else {
+                to = stage + Tile::offset(chunk * abi::kChunkTokens + local, column);
+            }
+            cp_async_16(to, base + column * 16 + offset, token ? 16 : 0);
         }
     }
 
-    SAPWOOD_DEVICE void send_empty(abi::StageKind kind) {
+    SAPWOOD_DEVICE void send_empty(abi::StageKind kind, u32 items, u32 merges) {
         shared.ring.wait_empty(at);
         write_header(kind, 0, abi::Item{});
+        if (leader()) {
+            shared.header(at.stage)->items = items;
+            shared.header(at.stage)->merges = merges;
+        }
         publish();
     }
 
     SAPWOOD_DEVICE void send_item(const abi::Item& item, u32 kv_head) {
-        abi::Chunk chunk = load_chunk(item, 0), next = load_chunk(item, 1);
-        u32 row = find_row(chunk);
-        send_query(item, kv_head);
+        // Two chains of dependent look-ups, chunk then page and request then row, in flight together; registers as a queue, shifted
+        // once a tile, because a ring would index them at run time.
+        ChunkWords chunk[2 * kAhead];
+        u32 row[kAhead];
+        SAPWOOD_UNROLL for (u32 i = 0; i < 2 * kAhead; ++i) chunk[i] = load_chunk(item, i);
+        const QueryRows query = find_query(item);
+        SAPWOOD_UNROLL for (u32 i = 0; i < kAhead; ++i) row[i] = find_row(chunk[i]);
+        send_query(item, kv_head, query);
         const u8* k = static_cast<const u8*>(params.k) + static_cast<u64>(kv_head) * static_cast<u64>(params.k_head_stride);
         const u8* v = static_cast<const u8*>(params.v) + static_cast<u64>(kv_head) * static_cast<u64>(params.v_head_stride);
         for (u32 tile = 0; tile < item.tiles; ++tile) {
-            // Two look-ups deep: the descriptor of tile + 2 and the page of tile + 1 travel while tile is copied.
-            const abi::Chunk after = load_chunk(item, tile + 2);
-            const u32 next_row = find_row(next);
-            send_tile(chunk, row, k, v);
-            chunk = next;
-            row = next_row;
-            next = after;
+            const ChunkWords after = load_chunk(item, tile + 2 * kAhead);
+            const u32 row_after = find_row(chunk[kAhead]);
+            send_tile(chunk[0], row[0], k, v);
+            SAPWOOD_UNROLL for (u32 i = 0; i + 1 < 2 * kAhead; ++i) chunk[i] = chunk[i + 1];
+            SAPWOOD_UNROLL for (u32 i = 0; i + 1 < kAhead; ++i) row[i] = row[i + 1];
+            chunk[2 * kAhead - 1] = after;
+            row[kAhead - 1] = row_after;
         }
-        if (RowBlocks<Traits>(item.requests).parts > 1) send_empty(abi::StageKind::scratch);
+        if (RowBlocks<Traits>(item.requests).parts > 1) send_empty(abi::StageKind::scratch, 0, 0);
     }
 
     SAPWOOD_DEVICE abi::Item load_item(u32 index) const {
         const U32x4 bits = load_readonly_16(params.items + index);
-        return {bits.x, bits.y, bits.z, static_cast<u16>(bits.w), static_cast<u16>(bits.w >> 16)};
+        return {bits.x, bits.y, bits.z, static_cast<u16>(bits.w), 0};
+    }
+
+    SAPWOOD_DEVICE bool leader() const { return warp == 0 && lane == 0; }
+
+    /// Hands the leader's ticket to all copy warps. Two mailboxes in turn: the barrier of one draw separates a mailbox's readers from
+    /// its next writer.
+    SAPWOOD_DEVICE u32 share(u32 turn, u32 drawn) {
+        if (leader()) shared.mailbox()[turn % 2] = drawn;
+        named_sync(kCopyBarrier, kThreads);
+        return shared.mailbox()[turn % 2];
     }
 
     SAPWOOD_DEVICE void run() {
-        const bool leader = warp == 0 && lane == 0;
+        const U32x4 header = load_readonly_16(params.header);
+        // The first item is the block's own number if nobody waits for anybody. With merges blocks do wait, and a block that is not
+        // resident yet must not hold work that others wait for: then every ticket is drawn.
+        abi::Item item = load_item(block_id() / params.kv_heads < params.item_capacity ? block_id() / params.kv_heads : 0);
+        const u32 tickets = header.x * params.kv_heads, merges = header.y;
+        const u32 base = merges == 0 ? grid_size() : 0;
         u32 ticket = block_id();
-        const u32 first = ticket / params.kv_heads;
-        abi::Item item = load_item(first < params.item_capacity ? first : 0);
-        const u32 tickets = load_readonly_4(&params.header->items) * params.kv_heads;
-        for (u32 turn = 0; ticket < tickets; ++turn) {
-            u32 drawn = 0;
-            if (leader) drawn = grid_size() + atomic_add_relaxed(params.ticket, 1);
-            send_item(item, ticket % params.kv_heads);
-            // Two mailboxes in turn: the barrier of the next draw separates a mailbox's readers from its next writer.
-            if (leader) shared.mailbox()[turn % 2] = drawn;
-            named_sync(2, kThreads);
-            ticket = shared.mailbox()[turn % 2];
+        if (merges != 0) {
+            ticket = share(1, leader() ? atomic_add_relaxed(&params.counters->ticket, 1) : 0);
             if (ticket < tickets) item = load_item(ticket / params.kv_heads);
         }
-        send_empty(abi::StageKind::stop);
-        // The last block to finish drawing leaves the counters as it found them: no memset between launches.
-        if (leader && atomic_inc_acq_rel(params.ticket + 1, grid_size() - 1) == grid_size() - 1) store_4(params.ticket, 0);
+        for (u32 turn = 0; ticket < tickets; ++turn) {
+            const u32 drawn = leader() ? base + atomic_add_relaxed(&params.counters->ticket, 1) : 0;  // travels with the item
+            send_item(item, ticket % params.kv_heads);
+            ticket = share(turn, drawn);
+            if (ticket < tickets) item = load_item(ticket / params.kv_heads);
+        }
+        send_empty(abi::StageKind::stop, tickets, merges);
+        // With nothing to merge the block's part in putting the counters back is done here, off the compute warps' path.
+        if (merges == 0 && leader()) leave(params);
     }
 };
 

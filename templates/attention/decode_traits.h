@@ -19,6 +19,11 @@ struct DecodeTraits : Config {
     static constexpr u32 kComputeThreads = Config::kWarps * 32;
     static constexpr bool kQueryInRegisters = abi::decode_query_in_registers(kShape);
 
+    // Whole warpgroups in both roles: the copy warps hand registers over, so that compute warps can keep fragments in flight.
+    static constexpr bool kMoveRegisters = Config::kWarps == 8 && Config::kProducers == 4 && Config::kBlocks == 1;
+    static constexpr u32 kProducerRegisters = 104;  // 104 + 2 * 200 = the 3 * 168 of the launch
+    static constexpr u32 kConsumerRegisters = 200;
+
     using KTile = Swizzle<Config::kHeadDim / 8>;
     using VTile = Swizzle<Config::kHeadDimV / 8>;
 
@@ -27,8 +32,7 @@ struct DecodeTraits : Config {
     static constexpr u32 kHeaders = Config::kStages * kStageBytes;
     static constexpr u32 kQueryHold = kHeaders + Config::kStages * kHeaderBytes;
     static constexpr u32 kScratchStats = kQueryHold + abi::decode_query_hold_bytes(kShape);
-    static constexpr u32 kFlags = kScratchStats + Config::kWarps * 16 * 2 * 4;
-    static constexpr u32 kMailbox = kFlags + abi::align_up(kBlockQ, 16);
+    static constexpr u32 kMailbox = kScratchStats + Config::kWarps * 16 * 2 * 4;
     static constexpr u32 kBarriers = kMailbox + 16;
     static_assert(kBarriers + 2 * Config::kStages * 8 == abi::decode_shared_bytes(kShape));
 };
@@ -36,8 +40,9 @@ struct DecodeTraits : Config {
 /// First words of a stage's header; the tile's chunks follow at byte 32.
 struct alignas(16) StageHeader {
     u32 kind;
-    u32 kv_head;
-    u32 reserved[2];
+    u32 kv_head;     // of a query stage
+    u32 items;       // of the stop stage: work items of the launch, all heads
+    u32 merges;      // of the stop stage
     abi::Item item;  // of a query stage
 };
 
@@ -56,7 +61,6 @@ struct DecodeShared {
     }
     SAPWOOD_DEVICE abi::Chunk* chunks(u32 index) const { return reinterpret_cast<abi::Chunk*>(header(index) + 1); }
     SAPWOOD_DEVICE f32* scratch_stats() const { return reinterpret_cast<f32*>(base + Traits::kScratchStats); }
-    SAPWOOD_DEVICE u8* flags() const { return base + Traits::kFlags; }
     SAPWOOD_DEVICE u32* mailbox() const { return reinterpret_cast<u32*>(base + Traits::kMailbox); }
 };
 

@@ -6,7 +6,8 @@
 
 namespace sapwood::kernel {
 
-/// Maxima are in base-2 exponents; `sum` is this lane's share until reduce_sum(). An empty row has maximum -inf and sum 0.
+/// `maximum` is a base-2 exponent near the row's largest (see raise); `sum` is this lane's share until reduce_sum(). An empty row has
+/// maximum -inf and sum 0.
 template <u32 kDim>
 struct SoftmaxState {
     static constexpr u32 kBlocks = kDim / 8;
@@ -38,9 +39,11 @@ struct SoftmaxState {
         }
     }
 
-    /// Takes over new row maxima (equal in the four lanes of a row); rescales only when some row of the warp moved.
+    /// Takes over new row maxima (equal in the four lanes of a row) when some row of the warp has outgrown its own by more than
+    /// kSlack: weights up to 2^kSlack are as exact as those up to 1, and most steps then need no rescaling at all.
+    static constexpr f32 kSlack = 8;
     SAPWOOD_DEVICE void raise(f32 m0, f32 m1) {
-        if (!warp_any(m0 > maximum[0] || m1 > maximum[1])) return;
+        if (!warp_any(m0 > maximum[0] + kSlack || m1 > maximum[1] + kSlack)) return;
         m0 = max_f32(m0, maximum[0]);
         m1 = max_f32(m1, maximum[1]);
         rescale(exp2_approx(maximum[0] - finite(m0)), exp2_approx(maximum[1] - finite(m1)));

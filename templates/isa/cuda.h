@@ -38,6 +38,21 @@ SAPWOOD_DEVICE void warp_sync() { __syncwarp(); }
 /// Barrier `id` (1..15) among `threads` threads (whole warps) of the block; orders their shared and global accesses.
 SAPWOOD_DEVICE void named_sync(u32 id, u32 threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
+/// Moves registers between warpgroups (four warps that start at a multiple of four): every warp of one calls it with the same count.
+/// The kernel must have been launched with the registers that the sum comes to. No effect before sm_90a.
+template <u32 kCount>
+SAPWOOD_DEVICE void registers_release() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(__CUDA_ARCH_FEAT_SM100_ALL) || defined(__CUDA_ARCH_FEAT_SM103_ALL)
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kCount));
+#endif
+}
+template <u32 kCount>
+SAPWOOD_DEVICE void registers_take() {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(__CUDA_ARCH_FEAT_SM100_ALL) || defined(__CUDA_ARCH_FEAT_SM103_ALL)
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kCount));
+#endif
+}
+
 SAPWOOD_DEVICE void mbarrier_init(u32 shared, u32 arrivals) {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared), "r"(arrivals) : "memory");
 }
@@ -146,6 +161,11 @@ SAPWOOD_DEVICE u32 load_readonly_4(const void* p) {
     asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(v) : "l"(p));
     return v;
 }
+SAPWOOD_DEVICE u64 load_readonly_8(const void* p) {
+    u64 v;
+    asm volatile("ld.global.nc.u64 %0, [%1];" : "=l"(v) : "l"(p));
+    return v;
+}
 /// From L2, never L1: for data that other blocks of the same kernel have written.
 SAPWOOD_DEVICE F32x4 load_shared_by_blocks_16(const f32* p) {
     F32x4 v;
@@ -176,6 +196,15 @@ SAPWOOD_DEVICE u32 atomic_inc_acq_rel(u32* p, u32 limit) {
     u32 old;
     asm volatile("atom.acq_rel.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(limit) : "memory");
     return old;
+}
+/// Makes this thread's writes, and those it has seen through barriers, visible to whoever acquires the sum.
+SAPWOOD_DEVICE void atomic_add_release(u32* p, u32 value) {
+    asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(value) : "memory");
+}
+SAPWOOD_DEVICE u32 load_acquire(const u32* p) {
+    u32 v;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+    return v;
 }
 SAPWOOD_DEVICE u32 atomic_add_relaxed(u32* p, u32 value) {
     u32 old;

@@ -11,13 +11,13 @@
 #define SAPWOOD_DEVICE inline
 #define SAPWOOD_UNROLL
 /// Defines the entry point: the symbol `name` is a HostEntry, its `run` executes the body as one CUDA thread.
-#define SAPWOOD_ENTRY(name, Params, threads, blocks)                                                                          \
-    static void name##_thread(const Params& params);                                                                          \
-    extern "C" {                                                                                                              \
-    __attribute__((visibility("default"))) extern const ::sapwood::kernel::HostEntry name;                                    \
-    }                                                                                                                         \
-    const ::sapwood::kernel::HostEntry name = ::sapwood::kernel::host_entry<Params, threads, blocks>(                         \
-        [](const void* params) { name##_thread(*static_cast<const Params*>(params)); });                                      \
+#define SAPWOOD_ENTRY(name, Params, threads, blocks)                                                  \
+    static void name##_thread(const Params& params);                                                  \
+    extern "C" {                                                                                      \
+    __attribute__((visibility("default"))) extern const ::sapwood::kernel::HostEntry name;            \
+    }                                                                                                 \
+    const ::sapwood::kernel::HostEntry name = ::sapwood::kernel::host_entry<Params, threads, blocks>( \
+        [](const void* params) { name##_thread(*static_cast<const Params*>(params)); });              \
     static void name##_thread([[maybe_unused]] const Params& params)
 
 namespace sapwood::kernel {
@@ -49,9 +49,16 @@ SAPWOOD_DEVICE void warp_sync() { host_meet(host_self(), kHostSync); }
 /// Barrier `id` (1..15) among `threads` threads (whole warps) of the block; orders their shared and global accesses.
 SAPWOOD_DEVICE void named_sync(u32 id, u32 threads) {
     HostThread* self = host_self();
-    if (id == 0 || id > 15) [[unlikely]] host_fail("named_sync: barrier id outside 1..15", id, 15);
+    if (id == 0 || id > 15) [[unlikely]]
+        host_fail("named_sync: barrier id outside 1..15", id, 15);
     self->block->runtime->barrier(self, id, threads);
 }
+
+/// Registers are not a thing that the host can move.
+template <u32 kCount>
+SAPWOOD_DEVICE void registers_release() {}
+template <u32 kCount>
+SAPWOOD_DEVICE void registers_take() {}
 
 SAPWOOD_DEVICE void mbarrier_init(u32 shared, u32 arrivals) {
     HostThread* self = host_self();
@@ -173,6 +180,11 @@ SAPWOOD_DEVICE u32 load_readonly_4(const void* p) {
     __builtin_memcpy(&v, host_global<const u8>(p, 4), 4);
     return v;
 }
+SAPWOOD_DEVICE u64 load_readonly_8(const void* p) {
+    u64 v;
+    __builtin_memcpy(&v, host_global<const u8>(p, 8), 8);
+    return v;
+}
 /// From L2, never L1: for data that other blocks of the same kernel have written.
 SAPWOOD_DEVICE F32x4 load_shared_by_blocks_16(const f32* p) {
     F32x4 v;
@@ -203,6 +215,16 @@ SAPWOOD_DEVICE u32 atomic_inc_acq_rel(u32* p, u32 limit) {
     u32 old = __atomic_load_n(counter, __ATOMIC_RELAXED);
     while (!__atomic_compare_exchange_n(counter, &old, old >= limit ? 0 : old + 1, true, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) {}
     return old;
+}
+SAPWOOD_DEVICE void atomic_add_release(u32* p, u32 value) {
+    HostThread* self = host_self();
+    self->block->runtime->breathe(self);
+    __atomic_fetch_add(host_global<u32>(p, 4), value, __ATOMIC_RELEASE);
+}
+/// May be polled in a loop for what other blocks do; see Block::poll in lib/host.
+SAPWOOD_DEVICE u32 load_acquire(const u32* p) {
+    HostThread* self = host_self();
+    return self->block->runtime->poll(self, host_global<const u32>(p, 4));
 }
 SAPWOOD_DEVICE u32 atomic_add_relaxed(u32* p, u32 value) {
     HostThread* self = host_self();

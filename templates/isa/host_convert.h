@@ -24,7 +24,7 @@ inline u16 host_narrow(Fp16, f32 v) {
     const u32 u = host_bits(v) & 0x7fffffff;
     if (u > 0x7f800000) return 0x7fff;
     if (u >= 0x47800000) return static_cast<u16>(sign | 0x7c00);  // 2^16 and above
-    if (u < 0x38800000) {  // subnormal result: one addition rounds at the right place
+    if (u < 0x38800000) {                                         // subnormal result: one addition rounds at the right place
         return static_cast<u16>(sign | (host_bits(host_f32(u) + 0.5f) - 0x3f000000));
     }
     return static_cast<u16>(sign | ((u - 0x38000000 + 0xfff + ((u >> 13) & 1)) >> 13));  // 65520 and above carry into infinity

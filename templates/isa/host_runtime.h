@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// What a host kernel and the executor (lib/host) share: plain structs and one table of functions. A CUDA thread is a fiber; who runs
-// is found from the stack pointer alone, so that nothing is thread-local, nothing is passed along and nothing needs a relocation.
+// What a host kernel and the executor (lib/host) share: plain structs and one table of functions. A CUDA thread is a fiber; who
+// runs is found from the stack pointer alone, so that nothing is thread-local, nothing is passed along and nothing needs a
+// relocation.
 #pragma once
 
 #include "isa/types.h"
@@ -15,10 +16,10 @@
 
 namespace sapwood::kernel {
 
-inline constexpr u32 kHostAbi = 0x53570001;        // changes with any struct below
-inline constexpr u32 kHostMaxThreads = 1024;       // a block
+inline constexpr u32 kHostAbi = 0x53570002;   // changes with any struct below
+inline constexpr u32 kHostMaxThreads = 1024;  // a block
 inline constexpr u32 kHostMaxWarps = kHostMaxThreads / 32;
-inline constexpr u32 kHostSharedStart = 1024;      // first valid shared address: 0 is never one
+inline constexpr u32 kHostSharedStart = 1024;  // first valid shared address: 0 is never one
 #if defined(SAPWOOD_HOST_ASAN)
 inline constexpr u64 kHostSlotBytes = 256 * 1024;  // red zones make frames several times larger
 #else
@@ -47,7 +48,8 @@ struct HostRuntime {
     void (*mbarrier_wait)(HostThread* self, u32 shared, u32 parity);
     void (*cp_async_16)(HostThread* self, u32 shared, const void* global, u32 bytes);
     void (*cp_async_arrive)(HostThread* self, u32 mbarrier);
-    void (*breathe)(HostThread* self);  // a shuffled schedule may go elsewhere here
+    void (*breathe)(HostThread* self);                 // a shuffled schedule may go elsewhere here
+    u32 (*poll)(HostThread* self, const u32* global);  // an acquire load; what does not change lets others run first
     void (*fail)(HostThread* self, const char* what, u64 found, u64 limit);
 };
 
@@ -56,13 +58,15 @@ struct alignas(64) HostThread {
     HostBlock* block;
     u32 thread, lane;
     // the executor's own
-    void* context;     // saved stack pointer while the fiber does not run
-    void* fake_stack;  // AddressSanitizer's
+    void* context;    // saved stack pointer while the fiber does not run
+    void* sanitizer;  // what a sanitizer keeps of a fiber
     u32 wait_shared, wait_parity;
+    const u32* polled;
+    u32 polled_value;
 };
 
-/// Operands of collectives are copied here by the lanes: dense, and never read through another lane's stack. A result stays until its
-/// own lane arrives at the next collective, hence no field is both an input of one operation and an output of another.
+/// Operands of collectives are copied here by the lanes: dense, and never read through another lane's stack. A result stays until
+/// its own lane arrives at the next collective, hence no field is both an input of one operation and an output of another.
 struct alignas(64) HostWarp {
     HostThread* threads;  // of lane 0
     HostBlock* block;
@@ -79,10 +83,10 @@ struct alignas(64) HostWarp {
 
 struct HostBlock {
     const HostRuntime* runtime;
-    u8* shared;       // what shared address 0 would be; 1024-byte aligned
-    u32 shared_end;   // first address beyond the launch's dynamic shared memory
+    u8* shared;      // what shared address 0 would be; 1024-byte aligned
+    u32 shared_end;  // first address beyond the launch's dynamic shared memory
     u32 block, grid, threads;
-    bool wide;        // the CPU has AVX2 and FMA
+    bool wide;  // the CPU has AVX2 and FMA
 };
 
 /// What the entry symbol is.

@@ -18,7 +18,8 @@ inline u8* host_shared(const HostBlock& block, u32 shared, u32 bytes, u32 alignm
     if (shared < kHostSharedStart || shared > block.shared_end || block.shared_end - shared < bytes) [[unlikely]] {
         host_fail("ldmatrix: shared address outside the block's dynamic shared memory", shared, block.shared_end);
     }
-    if (shared % alignment != 0) [[unlikely]] host_fail("ldmatrix: misaligned shared address", shared, alignment);
+    if (shared % alignment != 0) [[unlikely]]
+        host_fail("ldmatrix: misaligned shared address", shared, alignment);
     return block.shared + shared;
 }
 
@@ -43,8 +44,8 @@ inline void host_transpose(HostU16x8 (&m)[8]) {
     }
 }
 
-/// Lane l receives elements 2(l%4), 2(l%4)+1 of row l/4 of each matrix; transposed: of column l/4. A row of 16 bytes is thus what four
-/// neighbouring lanes receive.
+/// Lane l receives elements 2(l%4), 2(l%4)+1 of row l/4 of each matrix; transposed: of column l/4. A row of 16 bytes is thus what
+/// four neighbouring lanes receive.
 template <bool Trans>
 void host_run_ldmatrix(HostWarp& warp) {
     for (u32 matrix = 0; matrix < 4; matrix++) {

@@ -374,11 +374,11 @@ TEST_CASE_FIXTURE(Faults, "cache faults: a process killed while it compiles; the
         return 0;
     });
     compiling.wait();
+    const auto start = Clock::now();
     std::thread killer([&] {
         std::this_thread::sleep_for(200ms);
         ::kill(victim, SIGKILL);
     });
-    const auto start = Clock::now();
     CacheCounters counters;
     test::LogCapture capture;
     CHECK(lookup(Origin::compiled, &counters) == "");

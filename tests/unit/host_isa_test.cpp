@@ -99,7 +99,8 @@ TEST_CASE_TEMPLATE("ldmatrix and mma are matrix products", T, kernel::Fp16, kern
             for (int lane = 0; lane < 32; lane++) {
                 const int row = lane / 4, column = lane % 4 * 2, down = i % 2 * 8, right = i / 2 * 8;
                 const auto pair = [](std::uint16_t low, std::uint16_t high) { return low | std::uint32_t{high} << 16; };
-                CHECK(fragments[i * 32 + lane] == pair(a[(row + down) * 16 + column + right], a[(row + down) * 16 + column + right + 1]));
+                CHECK(fragments[i * 32 + lane] ==
+                      pair(a[(row + down) * 16 + column + right], a[(row + down) * 16 + column + right + 1]));
                 CHECK(fragments[128 + i * 32 + lane] ==
                       pair(b[(column + down) * 16 + row + right], b[(column + 1 + down) * 16 + row + right]));
             }
