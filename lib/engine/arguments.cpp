@@ -13,7 +13,9 @@ namespace {
 constexpr std::int64_t kElement = 2;
 constexpr std::int64_t kAlign = 16;  // bytes: every row is read and written in 16-byte pieces
 
-[[noreturn]] void refuse(const char* what, const std::string& why) { raise(ErrorCode::kInvalidArgument, std::string(what) + " " + why); }
+[[noreturn]] void refuse(const char* what, const std::string& why) {
+    raise(ErrorCode::kInvalidArgument, std::string(what) + " " + why);
+}
 
 void check_pointer(const char* what, const void* pointer, std::uintptr_t align) {
     if (pointer == nullptr) refuse(what, "is null");

@@ -51,6 +51,8 @@ private:
 }  // namespace
 
 std::unique_ptr<Memory> host_memory() { return std::make_unique<HostMemory>(); }
-std::unique_ptr<Memory> cuda_memory(std::shared_ptr<cuda::Device> device) { return std::make_unique<CudaMemory>(std::move(device)); }
+std::unique_ptr<Memory> cuda_memory(std::shared_ptr<cuda::Device> device) {
+    return std::make_unique<CudaMemory>(std::move(device));
+}
 
 }  // namespace sapwood

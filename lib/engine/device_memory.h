@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Where a plan's buffers live: GPU memory or, for the host target, plain memory. One small interface, so that the engine's code is the
-// same for both.
+// Where a plan's buffers live: GPU memory or, for the host target, plain memory. One small interface, so that the engine's code is
+// the same for both.
 #pragma once
 
 #include <cstddef>

@@ -42,8 +42,12 @@ struct Engine::Impl {
                 ++compiles;
                 compile_us += static_cast<std::uint64_t>(result->compile_ms * 1000);
                 break;
-            case jit::Origin::disk: ++disk_hits; break;
-            case jit::Origin::memory: ++memory_hits; break;
+            case jit::Origin::disk:
+                ++disk_hits;
+                break;
+            case jit::Origin::memory:
+                ++memory_hits;
+                break;
         }
         return result;
     }
@@ -65,8 +69,9 @@ struct Engine::Impl {
                 made->loaded = setup.device->load(*made->artifact, shared_bytes_of(key));
                 made->blocks_per_sm = setup.device->occupancy(*made->loaded, threads_of(key), shared_bytes_of(key));
                 if (made->blocks_per_sm < key.blocks) {
-                    log::warning_once(key.to_string(), "kernel " + key.to_string() + " reaches " + std::to_string(made->blocks_per_sm) +
-                                                           " blocks an SM where " + std::to_string(key.blocks) + " were planned");
+                    log::warning_once(key.to_string(), "kernel " + key.to_string() + " reaches " +
+                                                           std::to_string(made->blocks_per_sm) + " blocks an SM where " +
+                                                           std::to_string(key.blocks) + " were planned");
                 }
             }
             log::info("kernel " + key.to_string() + ": " + jit::origin_name(*origin) + ", " +
@@ -79,15 +84,16 @@ struct Engine::Impl {
 
     void check_plan(const DecodePlan::Impl& plan) const {
         if (plan.limits.target != setup.target || plan.limits.sms != setup.limits.sms) {
-            raise(ErrorCode::kUnsupportedDevice, "the plan was made for " + plan.limits.target + " with " + std::to_string(plan.limits.sms) +
-                                                     " SMs; this engine runs on " + setup.target + " with " +
-                                                     std::to_string(setup.limits.sms) + ". Plan with this engine");
+            raise(ErrorCode::kUnsupportedDevice, "the plan was made for " + plan.limits.target + " with " +
+                                                     std::to_string(plan.limits.sms) + " SMs; this engine runs on " + setup.target +
+                                                     " with " + std::to_string(setup.limits.sms) + ". Plan with this engine");
         }
     }
     void check_runs() const {
         if (!setup.memory) {
-            raise(ErrorCode::kUnsupportedDevice, "this engine compiles for " + setup.target +
-                                                     " without such a device; kernels can be prepared and inspected here, not launched");
+            raise(ErrorCode::kUnsupportedDevice,
+                  "this engine compiles for " + setup.target +
+                      " without such a device; kernels can be prepared and inspected here, not launched");
         }
     }
 
@@ -100,7 +106,8 @@ struct Engine::Impl {
 Engine::Engine(EngineOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
 Engine::~Engine() = default;
 
-DecodePlan Engine::plan_decode(const DecodeProblem& problem, const Forest& forest, const DecodeConfig& config, const DecodeLimits& limits) {
+DecodePlan Engine::plan_decode(const DecodeProblem& problem, const Forest& forest, const DecodeConfig& config,
+                               const DecodeLimits& limits) {
     auto plan = make_decode_plan(problem, forest, config, limits, impl_->setup.limits);
     plan->key = decode_key(plan->problem, plan->config, impl_->setup.target).to_string();
     return DecodePlan(std::move(plan));
@@ -148,7 +155,8 @@ void Engine::launch(DecodePlan& plan, const DecodeTensors& tensors, void* stream
         impl_->check_runs();
         impl_->check_plan(host);
         if (impl_->setup.memory->capturing(stream)) {
-            raise(ErrorCode::kNotPrepared, std::string("the stream is capturing and the plan is not ") + (ready ? "uploaded" : "prepared") +
+            raise(ErrorCode::kNotPrepared, std::string("the stream is capturing and the plan is not ") +
+                                               (ready ? "uploaded" : "prepared") +
                                                "; call Engine::prepare and Engine::upload before the capture");
         }
         abi::DecodeParams checked{};

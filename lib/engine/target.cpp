@@ -40,8 +40,9 @@ TargetSetup open_cuda(int ordinal) {
     setup.device = cuda::Device::open(ordinal);
     const cuda::DeviceInfo& info = setup.device->info();
     if (info.major < 8) {
-        raise(ErrorCode::kUnsupportedDevice, "device " + std::to_string(ordinal) + " (" + info.name + ") is SM " + std::to_string(info.major) +
-                                                 "." + std::to_string(info.minor) + "; Sapwood's kernels need 8.0 or later");
+        raise(ErrorCode::kUnsupportedDevice, "device " + std::to_string(ordinal) + " (" + info.name + ") is SM " +
+                                                 std::to_string(info.major) + "." + std::to_string(info.minor) +
+                                                 "; Sapwood's kernels need 8.0 or later");
     }
     setup.target = cuda::target_for(info.major, info.minor);
     setup.device_name = info.name;
@@ -71,12 +72,14 @@ TargetSetup open_target(const EngineOptions& options) {
         int ordinal = 0;
         if (asked != "cuda") {
             const char* end = asked.data() + asked.size();
-            if (const auto parsed = std::from_chars(asked.data() + 5, end, ordinal); parsed.ec != std::errc{} || parsed.ptr != end) {
+            if (const auto parsed = std::from_chars(asked.data() + 5, end, ordinal);
+                parsed.ec != std::errc{} || parsed.ptr != end) {
                 raise(ErrorCode::kInvalidArgument, "target \"" + asked + "\" is not cuda:<number>");
             }
         }
         if (const std::string problem = cuda::driver_problem(); !problem.empty()) {
-            raise(ErrorCode::kUnsupportedDevice, "target \"" + asked + "\" needs a GPU: " + problem + "; use \"host\" or an SM such as \"sm_90a\"");
+            raise(ErrorCode::kUnsupportedDevice,
+                  "target \"" + asked + "\" needs a GPU: " + problem + "; use \"host\" or an SM such as \"sm_90a\"");
         }
         return open_cuda(ordinal);
     }

@@ -14,12 +14,12 @@
 namespace sapwood {
 
 struct TargetSetup {
-    std::string target;                      // "sm_90a", "host"
+    std::string target;  // "sm_90a", "host"
     std::string device_name;
     Limits limits;
     std::unique_ptr<jit::Compiler> compiler;
-    std::shared_ptr<cuda::Device> device;    // null on host and for compile-only targets
-    std::shared_ptr<Memory> memory;          // null for compile-only targets
+    std::shared_ptr<cuda::Device> device;  // null on host and for compile-only targets
+    std::shared_ptr<Memory> memory;        // null for compile-only targets
     bool is_host = false;
 };
 

@@ -9,9 +9,10 @@ namespace sapwood {
 
 std::string KernelKey::to_string() const {
     const auto number = [](unsigned value) { return std::to_string(value); };
-    return "decode/" + std::string(dtype_name(static_cast<DType>(dtype))) + "/d" + number(head_dim) + "/v" + number(head_dim_v) + "/g" +
-           number(group) + "/page" + number(page_size) + "/cap" + number(softcap) + "/w" + number(warps) + "/p" + number(producers) +
-           "/kv" + number(block_kv) + "/s" + number(stages) + "/b" + number(blocks) + "/" + std::string(target.data());
+    return "decode/" + std::string(dtype_name(static_cast<DType>(dtype))) + "/d" + number(head_dim) + "/v" + number(head_dim_v) +
+           "/g" + number(group) + "/page" + number(page_size) + "/cap" + number(softcap) + "/w" + number(warps) + "/p" +
+           number(producers) + "/kv" + number(block_kv) + "/s" + number(stages) + "/b" + number(blocks) + "/" +
+           std::string(target.data());
 }
 
 KernelKey decode_key(const DecodeProblem& problem, const DecodeConfig& config, const std::string& target) {

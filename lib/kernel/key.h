@@ -19,8 +19,8 @@ enum class Family : std::uint8_t { decode = 1 };
 struct KernelKey {
     std::uint8_t family = 0;
     std::uint8_t dtype = 0;
-    std::uint8_t softcap = 0;     // 0 or 1; its value is an argument
-    std::uint8_t page_size = 0;   // tokens; 0 = contiguous
+    std::uint8_t softcap = 0;    // 0 or 1; its value is an argument
+    std::uint8_t page_size = 0;  // tokens; 0 = contiguous
     std::uint16_t head_dim = 0, head_dim_v = 0;
     std::uint16_t group = 0;
     std::uint16_t block_kv = 0;

@@ -24,14 +24,17 @@ std::string fill(std::string_view text, const std::map<std::string, std::string>
         const std::size_t close = text.find('@', open + 1);
         const std::string name(text.substr(open + 1, close - open - 1));
         const auto slot = slots.find(name);
-        if (close == std::string_view::npos || slot == slots.end()) raise(ErrorCode::kInternal, "template slot @" + name + "@ is unknown");
+        if (close == std::string_view::npos || slot == slots.end())
+            raise(ErrorCode::kInternal, "template slot @" + name + "@ is unknown");
         out += text.substr(at, open - at);
         out += slot->second;
         used[name] = true;
         at = close + 1;
     }
     for (const auto& [name, value] : slots) {
-        if (!used[name]) raise(ErrorCode::kInternal, "template slot @" + name + "@ is never used, so the key would split kernels that are equal");
+        if (!used[name])
+            raise(ErrorCode::kInternal,
+                  "template slot @" + name + "@ is never used, so the key would split kernels that are equal");
     }
     return out;
 }
@@ -46,27 +49,29 @@ std::uint32_t threads_of(const KernelKey& key) { return (key.warps + key.produce
 std::uint32_t shared_bytes_of(const KernelKey& key) { return abi::decode_shared_bytes(shape_of(key)); }
 
 jit::CompileRequest render(const KernelKey& key) {
-    const std::string kv_source =
-        key.page_size == 0 ? "ContiguousKv" : "PagedKv<" + std::to_string(std::countr_zero(static_cast<unsigned>(key.page_size))) + ">";
+    const std::string kv_source = key.page_size == 0
+                                      ? "ContiguousKv"
+                                      : "PagedKv<" + std::to_string(std::countr_zero(static_cast<unsigned>(key.page_size))) + ">";
     jit::CompileRequest request;
     request.name = key.to_string();
     request.entry = "sapwood_decode";
     request.target = key.target.data();
-    request.source = fill(template_text("entry/decode.cu.in"), {
-                                                                   {"key", request.name},
-                                                                   {"element", key.dtype == static_cast<int>(DType::fp16) ? "Fp16" : "Bf16"},
-                                                                   {"kv_source", kv_source},
-                                                                   {"score", key.softcap ? "SoftcapScore" : "ScaledScore"},
-                                                                   {"head_dim", std::to_string(key.head_dim)},
-                                                                   {"head_dim_v", std::to_string(key.head_dim_v)},
-                                                                   {"group", std::to_string(key.group)},
-                                                                   {"warps", std::to_string(key.warps)},
-                                                                   {"producers", std::to_string(key.producers)},
-                                                                   {"block_kv", std::to_string(key.block_kv)},
-                                                                   {"stages", std::to_string(key.stages)},
-                                                                   {"threads", std::to_string(threads_of(key))},
-                                                                   {"blocks", std::to_string(key.blocks)},
-                                                               });
+    request.source =
+        fill(template_text("entry/decode.cu.in"), {
+                                                      {"key", request.name},
+                                                      {"element", key.dtype == static_cast<int>(DType::fp16) ? "Fp16" : "Bf16"},
+                                                      {"kv_source", kv_source},
+                                                      {"score", key.softcap ? "SoftcapScore" : "ScaledScore"},
+                                                      {"head_dim", std::to_string(key.head_dim)},
+                                                      {"head_dim_v", std::to_string(key.head_dim_v)},
+                                                      {"group", std::to_string(key.group)},
+                                                      {"warps", std::to_string(key.warps)},
+                                                      {"producers", std::to_string(key.producers)},
+                                                      {"block_kv", std::to_string(key.block_kv)},
+                                                      {"stages", std::to_string(key.stages)},
+                                                      {"threads", std::to_string(threads_of(key))},
+                                                      {"blocks", std::to_string(key.blocks)},
+                                                  });
     if (request.target != "host") request.options = {"-std=c++20", "-default-device"};
     request.headers = template_set();
     request.headers_digest = template_set_digest();

@@ -7,7 +7,6 @@
 
 namespace sapwood {
 
-
 /// Everything the compiler needs for this key. The same key gives the same text on every machine.
 jit::CompileRequest render(const KernelKey& key);
 

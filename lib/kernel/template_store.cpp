@@ -45,8 +45,9 @@ struct Set {
             headers.push_back({owned.back(), text});
         }
         if (headers.empty()) {
-            raise(ErrorCode::kIo, "SAPWOOD_KERNEL_DIR names " + root.string() + ", where no template (.h, .in) was found; unset it to use the "
-                                  "embedded ones");
+            raise(ErrorCode::kIo, "SAPWOOD_KERNEL_DIR names " + root.string() +
+                                      ", where no template (.h, .in) was found; unset it to use the "
+                                      "embedded ones");
         }
     }
 };

@@ -49,8 +49,8 @@ private:
         return at;
     }
 
-    /// A cut at c can at best save one re-read of the path to c for each block that the requests below it need, and costs at least one
-    /// partial result for each of them. Subtrees that fit one block need no re-read.
+    /// A cut at c can at best save one re-read of the path to c for each block that the requests below it need, and costs at least
+    /// one partial result for each of them. Subtrees that fit one block need no re-read.
     void find_candidates() {
         for (std::size_t i = 0; i < order_.entries.size(); ++i) {
             const ForestOrder::Entry& entry = order_.entries[i];
@@ -60,7 +60,8 @@ private:
             const std::int64_t below = entry.request_end - first_below(index);
             if (below == 0) continue;
             // Of a chain of nodes with the same requests only the last can be a useful cut.
-            if (i + 1 < order_.entries.size() && order_.entries[i + 1].parent == index && order_.entries[i + 1].request_end == entry.request_end &&
+            if (i + 1 < order_.entries.size() && order_.entries[i + 1].parent == index &&
+                order_.entries[i + 1].request_end == entry.request_end &&
                 order_.entries[i + 1].request_begin == entry.request_begin) {
                 continue;
             }
@@ -78,8 +79,8 @@ private:
         return model_.item_bytes + bytes(again) * model_.reread;
     }
 
-    /// A cut at c: its requests in whole blocks of their own down to c, one partial result a crossing (two for the first cut on a path:
-    /// what was final above becomes partial too), and the best of what lies below.
+    /// A cut at c: its requests in whole blocks of their own down to c, one partial result a crossing (two for the first cut on a
+    /// path: what was final above becomes partial too), and the best of what lies below.
     double cut_cost(std::int32_t c, std::int32_t top, std::int32_t begin, std::int64_t top_tokens) const {
         const ForestOrder::Entry& entry = order_.entries[c];
         const std::int64_t all = entry.request_end - entry.request_begin, below = entry.request_end - first_below(c);
@@ -99,9 +100,8 @@ private:
         for (auto it = inside; it != candidates_.end() && order_.entries[*it].request_begin < end; ++it) {
             if (order_.entries[*it].request_begin >= begin) edges_.push_back(*it);
         }
-        std::sort(edges_.begin(), edges_.end(), [&](std::int32_t a, std::int32_t b) {
-            return order_.entries[a].request_end < order_.entries[b].request_end;
-        });
+        std::sort(edges_.begin(), edges_.end(),
+                  [&](std::int32_t a, std::int32_t b) { return order_.entries[a].request_end < order_.entries[b].request_end; });
         auto edge = edges_.begin();
         std::int32_t head = 0, tail = 0;  // window_ holds starts with rising best_ + start_cost
         best_[begin] = 0;
@@ -161,8 +161,9 @@ private:
 
 CostModel cost_model(const DecodeProblem& problem, const DecodeConfig& config) {
     CostModel model;
-    model.token_bytes = static_cast<double>(problem.head_dim + problem.head_dim_v) * static_cast<double>(dtype_bytes(problem.dtype));
-    model.partial_bytes = group_of(problem) * (problem.head_dim_v + 1) * 4.0 * 2.0 * model.reread;
+    model.token_bytes =
+        static_cast<double>(problem.head_dim + problem.head_dim_v) * static_cast<double>(dtype_bytes(problem.dtype));
+    model.partial_bytes = group_of(problem) * (problem.head_dim_v + 1) * 4.0 * 2.0;
     model.capacity = static_cast<std::int32_t>(abi::decode_block_q(shape_of(problem, config))) / group_of(problem);
     return model;
 }

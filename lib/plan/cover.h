@@ -2,15 +2,16 @@
 // Which nodes share a work item: an exact dynamic programme over the depth-first order of the requests, in bytes.
 //
 // A *block* is a run of at most `capacity` neighbouring requests that one work item serves; it loads every node of a region of the
-// forest that one of them sees. A *region* is what lies below a cut node (or the whole forest) down to the next cuts; a request that
-// crosses a cut gets one partial result a region. All costs are in equivalent HBM bytes, for one KV head:
+// forest that one of them sees. A *region* is what lies below a cut node (or the whole forest) down to the next cuts; a request
+// that crosses a cut gets one partial result a region. All costs are in equivalent HBM bytes, for one KV head:
 //
 //   cost = sum over blocks (item_bytes + reread * bytes of nodes that an earlier block has loaded) + partials
 //
 // First reads from HBM are the same for every cover and left out. Starting a block at request i re-reads what i shares with i - 1
-// inside the region, so the cost of a partition is a sum over its boundaries: a shortest path, found with a sliding-window minimum in
-// linear time. A cut at node c is one more edge, from the first to the last request below c; it is worth looking at only where the
-// re-reads that it can save exceed the partials that it must cost (the bound in cover.cpp), which keeps the whole linear in practice.
+// inside the region, so the cost of a partition is a sum over its boundaries: a shortest path, found with a sliding-window minimum
+// in linear time. A cut at node c is one more edge, from the first to the last request below c; it is worth looking at only where
+// the re-reads that it can save exceed the partials that it must cost (the bound in cover.cpp), which keeps the whole linear in
+// practice.
 #pragma once
 
 #include <cstdint>
@@ -23,11 +24,12 @@
 namespace sapwood {
 
 struct CostModel {
-    double token_bytes = 0;          // K and V of one token
-    double reread = 1 / 1.8;         // a byte from L2 against one from HBM: 3.0 / 5.5 TB/s
-    double partial_bytes = 0;        // write and read of one request's fp32 partial rows and LSE, at the L2 price
-    double item_bytes = 8192;        // start and end of a work item, about 0.35 us of one SM's share of the bandwidth
-    std::int32_t capacity = 1;       // requests a block
+    double token_bytes = 0;     // K and V of one token
+    double reread = 1 / 1.8;    // a byte from L2 against one from HBM: 3.0 / 5.5 TB/s
+    double partial_bytes = 0;   // write and read of one request's fp32 partial rows and LSE, at the full price: by the time they
+                                // are added up many have left L2
+    double item_bytes = 8192;   // start and end of a work item, about 0.35 us of one SM's share of the bandwidth
+    std::int32_t capacity = 1;  // requests a block
 };
 
 CostModel cost_model(const DecodeProblem& problem, const DecodeConfig& config);

@@ -28,8 +28,9 @@ WorkCounts capacity_for(const WorkCounts& needed, const DecodeLimits& asked, con
 void check_capacity(const WorkCounts& needed, const WorkCounts& capacity) {
     const auto check = [](const char* what, std::int64_t need, std::int64_t have) {
         if (need > have) {
-            raise(ErrorCode::kCapacityExceeded, "the updated forest needs " + std::to_string(need) + " " + what + "; the plan holds " +
-                                                    std::to_string(have) + ". Plan again with larger DecodeLimits (and capture again)");
+            raise(ErrorCode::kCapacityExceeded, "the updated forest needs " + std::to_string(need) + " " + what +
+                                                    "; the plan holds " + std::to_string(have) +
+                                                    ". Plan again with larger DecodeLimits (and capture again)");
         }
     };
     check("work items", needed.items, capacity.items);
@@ -73,8 +74,8 @@ SplitInput DecodePlan::Impl::split_input() const {
 }
 
 void DecodePlan::Impl::plan(const Forest& forest, const ForestOrder& order, const DecodeLimits* asked) {
-    // Wide blocks re-read shared KV least; narrower ones may spread the work more evenly without partial results. The covers for a few
-    // widths are compared by the time that the split model gives them.
+    // Wide blocks re-read shared KV least; narrower ones may spread the work more evenly without partial results. The covers for a
+    // few widths are compared by the time that the split model gives them.
     CostModel model = cost_model(problem, config);
     Cover cover = make_cover(order, model);
     Split split = choose_split(order, cover, model, split_input());
@@ -108,8 +109,8 @@ void DecodePlan::Impl::plan(const Forest& forest, const ForestOrder& order, cons
     ++revision;
 }
 
-std::unique_ptr<DecodePlan::Impl> make_decode_plan(const DecodeProblem& asked_problem, const Forest& forest, const DecodeConfig& config,
-                                                   const DecodeLimits& asked, const Limits& limits) {
+std::unique_ptr<DecodePlan::Impl> make_decode_plan(const DecodeProblem& asked_problem, const Forest& forest,
+                                                   const DecodeConfig& config, const DecodeLimits& asked, const Limits& limits) {
     auto plan = std::make_unique<DecodePlan::Impl>();
     plan->problem = complete(asked_problem);
     plan->limits = limits;
@@ -130,7 +131,8 @@ DecodePlan::~DecodePlan() = default;
 void DecodePlan::update(const Forest& forest) {
     Impl& plan = *impl_;
     const Forest::Impl& source = forest.impl();
-    if (source.identity != plan.forest_identity || source.structure != plan.forest_structure || plan.journal > source.grown.size()) {
+    if (source.identity != plan.forest_identity || source.structure != plan.forest_structure ||
+        plan.journal > source.grown.size()) {
         plan.plan(forest, order_of(forest), nullptr);
         return;
     }
@@ -168,11 +170,13 @@ std::string DecodePlan::to_string(int max_items) const {
     };
     std::string text = std::to_string(i.requests) + " requests, " + std::to_string(i.items) + " work items x " +
                        std::to_string(impl_->problem.kv_heads) + " KV heads on " + std::to_string(i.grid) + " blocks, config " +
-                       i.config.to_string() + ", model " + std::to_string(i.model_us).substr(0, 6) + " us\n  " + megabytes(i.hbm_bytes) + " at least, KV loads " + megabytes(i.kv_load_bytes) +
-                       ", partial results " + megabytes(i.partial_bytes) + " (" + std::to_string(i.partial_rows) + " slots)";
+                       i.config.to_string() + ", model " + std::to_string(i.model_us).substr(0, 6) + " us\n  " +
+                       megabytes(i.hbm_bytes) + " at least, KV loads " + megabytes(i.kv_load_bytes) + ", partial results " +
+                       megabytes(i.partial_bytes) + " (" + std::to_string(i.partial_rows) + " slots)";
     for (std::size_t n = 0; n < list.items.size() && static_cast<int>(n) < max_items; ++n) {
         const abi::Item& item = list.items[n];
-        text += "\n  item " + std::to_string(n) + ": " + std::to_string(item.requests) + " requests, " + std::to_string(item.tiles) + " tiles";
+        text += "\n  item " + std::to_string(n) + ": " + std::to_string(item.requests) + " requests, " +
+                std::to_string(item.tiles) + " tiles";
     }
     if (static_cast<int>(list.items.size()) > max_items) text += "\n  …";
     return text;

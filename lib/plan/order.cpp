@@ -9,9 +9,7 @@
 namespace sapwood {
 namespace {
 
-std::int64_t whole_chunks(std::int64_t tokens) {
-    return (tokens + abi::kChunkTokens - 1) / abi::kChunkTokens * abi::kChunkTokens;
-}
+std::int64_t whole_chunks(std::int64_t tokens) { return (tokens + abi::kChunkTokens - 1) / abi::kChunkTokens * abi::kChunkTokens; }
 
 /// Items of each key, by counting: the items of key k are list[begin[k] .. begin[k + 1]).
 struct Buckets {

@@ -15,9 +15,9 @@ struct ForestOrder {
         std::int32_t parent;         // entry index, -1 for a root
         std::int32_t request_begin;  // requests at or below it: [request_begin, request_end) in depth-first order
         std::int32_t request_end;
-        std::int64_t depth_begin;    // tokens of all ancestors
+        std::int64_t depth_begin;  // tokens of all ancestors
         std::int64_t tokens;
-        std::int64_t padded_begin;   // the same, every length rounded up to whole chunks
+        std::int64_t padded_begin;  // the same, every length rounded up to whole chunks
         std::int64_t padded;
         std::int64_t kv_begin;
     };

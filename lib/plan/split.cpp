@@ -10,10 +10,11 @@ namespace {
 // Time is counted in the bytes that one worker's share of the HBM bandwidth moves in it; 3.0 TB/s in all.
 constexpr double kBytesPerMicrosecond = 3.0e6;
 // A worker alone on the chip streams at most so much faster than with all others at work (latency, then its own arithmetic).
-constexpr double kAlone = 0.45;
+constexpr double kAlone = 0.7;
 // Waiting for the last item and reading the first partial results, before merging.
-constexpr double kMergeMicroseconds = 2.0;
-// Arithmetic of one SM on 16 query rows and 64 keys at head dim 128: about 0.75 us for 8 row blocks and 32 keys, measured on an H100.
+constexpr double kMergeMicroseconds = 4.0;
+// Arithmetic of one SM on 16 query rows and 64 keys at head dim 128: about 0.75 us for 8 row blocks and 32 keys, measured on an
+// H100.
 constexpr double kRowBlockMicroseconds = 0.19;
 
 struct BlockSize {
@@ -25,7 +26,8 @@ struct BlockSize {
 }  // namespace
 
 double ChunkCost::operator()(const ForestOrder::Entry& entry, const Block& block, double bandwidth_share) const {
-    const std::int32_t requests = std::min(entry.request_end, block.request_end) - std::max(entry.request_begin, block.request_begin);
+    const std::int32_t requests =
+        std::min(entry.request_end, block.request_end) - std::max(entry.request_begin, block.request_begin);
     // Whoever holds the first request of an entry counts as its first reader.
     const double load = entry.request_begin >= block.request_begin ? first_read : again;
     const std::int32_t row_blocks = (requests * group + 15) / 16;
@@ -54,8 +56,8 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
             chunks += own;
             size.crowded += static_cast<double>(own) * cost(entry, block, 1.0);
             size.alone += static_cast<double>(own) * cost(entry, block, kAlone);
-            size.seen += static_cast<double>(own) * (std::min(entry.request_end, block.request_end) -
-                                                      std::max(entry.request_begin, block.request_begin));
+            size.seen += static_cast<double>(own) *
+                         (std::min(entry.request_end, block.request_end) - std::max(entry.request_begin, block.request_begin));
         });
         const std::int64_t in_tile = input.block_kv / static_cast<std::int64_t>(abi::kChunkTokens);
         size.tiles = std::max<std::int64_t>(1, (chunks + in_tile - 1) / in_tile);
@@ -77,9 +79,11 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
         for (const BlockSize& size : sizes) {
             const double count = static_cast<double>(pieces_of(size.crowded, length, size.tiles));
             items += count;
-            // Each item has partial rows for the requests that see something in it: a request is in as many items as its keys touch.
+            // Each item has partial rows for the requests that see something in it: a request is in as many items as its keys
+            // touch.
             if (count > 1) {
-                parts += std::min(count * static_cast<double>(size.requests), size.seen * count + static_cast<double>(size.requests));
+                parts +=
+                    std::min(count * static_cast<double>(size.requests), size.seen * count + static_cast<double>(size.requests));
             }
             work += size.crowded + count * model.item_bytes;
             slowest = std::max(slowest, size.crowded / count + model.item_bytes);

@@ -2,6 +2,7 @@
 #include "plan/tiles.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <initializer_list>
 
@@ -9,6 +10,11 @@
 
 namespace sapwood {
 namespace {
+
+// Tokens an SM from which a stream counts as long.
+constexpr std::int64_t kLongStream = 1000;
+// A ring of two cannot load one stage, hold one in use and have one in reserve.
+constexpr int kFewestStages = 3;
 
 bool one_of(std::int64_t value, std::initializer_list<int> legal) {
     return std::find(legal.begin(), legal.end(), value) != legal.end();
@@ -25,7 +31,13 @@ int registers_a_thread(const DecodeConfig& config, const Limits& limits) {
 /// Accumulators, query fragments, scores of two chunks, and addressing, from the compiler's reports of the shipped shapes.
 int registers_needed(const abi::DecodeShape& shape) {
     const int query = abi::decode_query_in_registers(shape) ? static_cast<int>(shape.head_dim) / 4 : 8;
-    return static_cast<int>(shape.head_dim_v) / 2 + query + 60;
+    return static_cast<int>(shape.head_dim_v) / 2 + query + 76;
+}
+
+/// What compute warps get on top where copy warps can hand registers over (templates/attention/decode_traits.h).
+int registers_moved(const DecodeConfig& config, const Limits& limits) {
+    const bool can = limits.sm >= 90 && limits.sm < 110;
+    return can && config.warps == 8 && config.producers == 4 && config.blocks == 1 ? 24 : 0;
 }
 
 }  // namespace
@@ -34,11 +46,13 @@ DecodeProblem complete(const DecodeProblem& asked) {
     DecodeProblem problem = asked;
     if (problem.head_dim_v == 0) problem.head_dim_v = problem.head_dim;
     if (problem.q_heads <= 0 || problem.kv_heads <= 0 || problem.q_heads % problem.kv_heads != 0) {
-        refuse("q_heads " + std::to_string(problem.q_heads) + " must be a positive multiple of kv_heads " + std::to_string(problem.kv_heads));
+        refuse("q_heads " + std::to_string(problem.q_heads) + " must be a positive multiple of kv_heads " +
+               std::to_string(problem.kv_heads));
     }
     if (group_of(problem) > 64) refuse("GQA group " + std::to_string(group_of(problem)) + " (q_heads / kv_heads) is above 64");
     for (const int dim : {problem.head_dim, problem.head_dim_v}) {
-        if (!one_of(dim, {64, 96, 128, 192, 256})) refuse("head dim " + std::to_string(dim) + " is not one of 64, 96, 128, 192, 256");
+        if (!one_of(dim, {64, 96, 128, 192, 256}))
+            refuse("head dim " + std::to_string(dim) + " is not one of 64, 96, 128, 192, 256");
     }
     if (problem.dtype != DType::fp16 && problem.dtype != DType::bf16) refuse("dtype must be fp16 or bf16");
     if (!one_of(problem.page_size, {0, 1, 16, 32, 64, 128})) {
@@ -81,26 +95,31 @@ std::string why_illegal(const DecodeProblem& problem, const DecodeConfig& config
         return std::to_string(config.blocks) + " blocks of " + std::to_string(shared) + " bytes do not fit the " +
                std::to_string(limits.max_shared_sm) + " bytes of shared memory of an SM";
     }
-    if (registers_needed(shape) > registers_a_thread(config, limits)) {
-        return "needs about " + std::to_string(registers_needed(shape)) + " registers a thread; " +
-               std::to_string(registers_a_thread(config, limits)) + " are left with " + std::to_string(config.blocks) + " blocks an SM";
+    const int registers = registers_a_thread(config, limits) + registers_moved(config, limits);
+    if (registers_needed(shape) > registers) {
+        return "needs about " + std::to_string(registers_needed(shape)) + " registers a thread; " + std::to_string(registers) +
+               " are left with " + std::to_string(config.blocks) + " blocks an SM";
     }
     return {};
 }
 
-DecodeConfig choose_config(const DecodeProblem& problem, const DecodeConfig& asked, const Workload& workload, const Limits& limits) {
+DecodeConfig choose_config(const DecodeProblem& problem, const DecodeConfig& asked, const Workload& workload,
+                           const Limits& limits) {
     const auto fixed = [](int asked_value, int value) { return asked_value != 0 ? asked_value : value; };
     std::string reason;
-    // In order of preference. Wide blocks re-read shared KV least; where no node has more rows than a narrow block holds, two narrow
-    // blocks an SM overlap one's epilogue with the other's stream.
-    const bool narrow = workload.widest_rows <= 64;
-    const DecodeConfig wide_row = {.warps = 8, .producers = 4, .block_kv = 64, .stages = 0, .blocks = 1};
-    const DecodeConfig narrow_row = {.warps = 4, .producers = 2, .block_kv = 64, .stages = 0, .blocks = 2};
-    for (const DecodeConfig& row : {narrow ? narrow_row : wide_row,
-                                    narrow ? wide_row : narrow_row,
-                                    DecodeConfig{.warps = 8, .producers = 2, .block_kv = 32, .stages = 0, .blocks = 1},
-                                    DecodeConfig{.warps = 4, .producers = 4, .block_kv = 64, .stages = 0, .blocks = 1},
-                                    DecodeConfig{.warps = 4, .producers = 2, .block_kv = 32, .stages = 0, .blocks = 1}}) {
+    // In order of preference. Wide blocks re-read shared KV least; long streams go in large stages (fewer barriers a byte, 4 % on
+    // an H100), short ones in small stages. Rows and groups that are no power of two take more address registers in the copy warps
+    // than the large stages leave them.
+    const bool even = std::has_single_bit(static_cast<unsigned>(problem.head_dim)) &&
+                      std::has_single_bit(static_cast<unsigned>(problem.head_dim_v)) &&
+                      std::has_single_bit(static_cast<unsigned>(group_of(problem)));
+    const bool long_stream = even && workload.kv_tokens * problem.kv_heads > kLongStream * limits.sms;
+    const DecodeConfig coarse = {.warps = 8, .producers = 4, .block_kv = 128, .stages = 0, .blocks = 1};
+    const DecodeConfig fine = {.warps = 8, .producers = 4, .block_kv = 64, .stages = 0, .blocks = 1};
+    const DecodeConfig small = {.warps = 4, .producers = 4, .block_kv = 64, .stages = 0, .blocks = 1};
+    const DecodeConfig tiny = {.warps = 4, .producers = 2, .block_kv = 32, .stages = 0, .blocks = 1};
+    for (const DecodeConfig& row : {long_stream ? coarse : fine, fine, problem.head_dim <= 128 ? small : tiny, tiny,
+                                    DecodeConfig{.warps = 4, .producers = 1, .block_kv = 32, .stages = 0, .blocks = 1}}) {
         DecodeConfig config = {.warps = fixed(asked.warps, row.warps),
                                .producers = fixed(asked.producers, row.producers),
                                .block_kv = fixed(asked.block_kv, row.block_kv),
@@ -110,7 +129,8 @@ DecodeConfig choose_config(const DecodeProblem& problem, const DecodeConfig& ask
         if (asked.producers == 0 && config.block_kv / config.producers > 32) config.producers = config.block_kv / 32;
         if (asked.producers == 0 && config.block_kv / config.producers < 16) config.producers = config.block_kv / 16;
         // As deep a ring as fits, up to what a stream needs in flight.
-        for (int stages = asked.stages != 0 ? asked.stages : 6; stages >= (asked.stages != 0 ? asked.stages : 2); --stages) {
+        for (int stages = asked.stages != 0 ? asked.stages : 6; stages >= (asked.stages != 0 ? asked.stages : kFewestStages);
+             --stages) {
             config.stages = stages;
             const std::string why = why_illegal(problem, config, limits);
             if (why.empty()) return config;
@@ -118,14 +138,14 @@ DecodeConfig choose_config(const DecodeProblem& problem, const DecodeConfig& ask
         }
     }
     raise(asked.to_string() == DecodeConfig{}.to_string() ? ErrorCode::kUnsupportedDevice : ErrorCode::kInvalidProblem,
-          "no decode configuration for head dims " + std::to_string(problem.head_dim) + "/" + std::to_string(problem.head_dim_v) + " runs on " +
-              limits.target + ": " + reason);
+          "no decode configuration for head dims " + std::to_string(problem.head_dim) + "/" + std::to_string(problem.head_dim_v) +
+              " runs on " + limits.target + ": " + reason);
 }
 
 std::string DecodeConfig::to_string() const {
-    return "{\"warps\":" + std::to_string(warps) + ",\"producers\":" + std::to_string(producers) + ",\"block_kv\":" +
-           std::to_string(block_kv) + ",\"stages\":" + std::to_string(stages) + ",\"blocks\":" + std::to_string(blocks) + ",\"split\":" +
-           std::to_string(split) + "}";
+    return "{\"warps\":" + std::to_string(warps) + ",\"producers\":" + std::to_string(producers) +
+           ",\"block_kv\":" + std::to_string(block_kv) + ",\"stages\":" + std::to_string(stages) +
+           ",\"blocks\":" + std::to_string(blocks) + ",\"split\":" + std::to_string(split) + "}";
 }
 
 }  // namespace sapwood

@@ -26,8 +26,8 @@ struct Workload {
     std::int64_t kv_tokens = 0;    // tokens on some request's path
 };
 
-/// The configuration for a problem: fields that `asked` fixes are kept, the others chosen. Throws kUnsupportedDevice with the reason
-/// when nothing legal is left, kInvalidProblem when the fixed fields are illegal by themselves.
+/// The configuration for a problem: fields that `asked` fixes are kept, the others chosen. Throws kUnsupportedDevice with the
+/// reason when nothing legal is left, kInvalidProblem when the fixed fields are illegal by themselves.
 DecodeConfig choose_config(const DecodeProblem& problem, const DecodeConfig& asked, const Workload& workload, const Limits& limits);
 
 }  // namespace sapwood

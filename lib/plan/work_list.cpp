@@ -17,8 +17,8 @@ std::int64_t chunks_of(std::int64_t tokens) { return (tokens + kChunk - 1) / kCh
 
 }  // namespace
 
-void WorkList::emit_run(const ForestOrder& order, const Run& run, std::int64_t first_chunk, std::int64_t count, std::int32_t hull_begin,
-                        std::int32_t group) {
+void WorkList::emit_run(const ForestOrder& order, const Run& run, std::int64_t first_chunk, std::int64_t count,
+                        std::int32_t hull_begin, std::int32_t group) {
     const ForestOrder::Entry& entry = order.entries[run.entry];
     for (std::int64_t c = first_chunk; c < first_chunk + count; ++c) {
         const std::int64_t token = run.token_begin + c * kChunk;
@@ -46,7 +46,8 @@ void WorkList::emit_item(const ForestOrder& order, std::span<const Run> runs, st
     item.request_begin = static_cast<std::uint32_t>(requests.size());
     item.requests = static_cast<std::uint16_t>(end - begin);
 
-    // Runs that few rows see would keep one warp busy at a time: let them take turns with the other rows' runs, a pair of chunks each.
+    // Runs that few rows see would keep one warp busy at a time: let them take turns with the other rows' runs, a pair of chunks
+    // each.
     const auto narrow = [&](const Run& run) { return (run.request_end - run.request_begin) * group <= kRowBlock; };
     struct Turn {
         const Run* run;
@@ -125,8 +126,8 @@ void WorkList::resolve_slots(const ForestOrder& order) {
     }
 }
 
-void WorkList::build(const ForestOrder& order, const Cover& cover, const CostModel& model, const SplitInput& input, const Split& split,
-                     std::size_t node_capacity) {
+void WorkList::build(const ForestOrder& order, const Cover& cover, const CostModel& model, const SplitInput& input,
+                     const Split& split, std::size_t node_capacity) {
     const std::int32_t group = input.group;
     items.clear();
     requests.clear();
@@ -151,7 +152,8 @@ void WorkList::build(const ForestOrder& order, const Cover& cover, const CostMod
             block_chunks += count;
             block_cost += static_cast<double>(count) * cost(order.entries[e], block, 1.0);
         }
-        const std::int64_t pieces = pieces_of(block_cost, split.item_cost, std::max<std::int64_t>(1, (block_chunks + in_tile - 1) / in_tile));
+        const std::int64_t pieces =
+            pieces_of(block_cost, split.item_cost, std::max<std::int64_t>(1, (block_chunks + in_tile - 1) / in_tile));
         // Items of equal cost; each ends with a whole pair of chunks where it can, the last takes what is left.
         const double share = block_cost / static_cast<double>(pieces);
         double room = share;

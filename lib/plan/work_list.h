@@ -15,16 +15,16 @@ namespace sapwood {
 /// How much a work item may cost, in equivalent bytes of one worker's stream, and what that choice promises.
 struct Split {
     double item_cost = 0;
-    double makespan = 0;      // microseconds, by the model
+    double makespan = 0;  // microseconds, by the model
 };
 
 struct SplitInput {
     std::int32_t kv_heads = 1;
     std::int32_t group = 1;
-    std::int32_t resident_blocks = 1;   // grid
+    std::int32_t resident_blocks = 1;  // grid
     std::int32_t sms = 1;
     std::int32_t block_kv = 64;
-    std::int32_t aimed = 0;             // DecodeConfig::split; 0 = choose
+    std::int32_t aimed = 0;  // DecodeConfig::split; 0 = choose
 };
 
 /// Time of one chunk in a block, in equivalent bytes: of its load, or of the arithmetic of all row blocks that see it.
@@ -86,8 +86,8 @@ private:
 
     std::vector<std::int32_t> last_of_node_;
     std::vector<LastChunk> last_chunks_;
-    std::vector<std::int32_t> parts_;       // of a request, by depth-first position
-    std::vector<std::int32_t> position_;    // of the request of each entry of `requests`
+    std::vector<std::int32_t> parts_;     // of a request, by depth-first position
+    std::vector<std::int32_t> position_;  // of the request of each entry of `requests`
 };
 
 }  // namespace sapwood

@@ -24,7 +24,8 @@ void check_run(std::size_t id, const Node& node) {
     }
     if (node.kv_begin < 0 || node.tokens > kMaxPosition || node.kv_begin > kMaxPosition - node.tokens) {
         raise(ErrorCode::kInvalidForest, at(id) + " covers KV positions " + std::to_string(node.kv_begin) + " + " +
-                                             std::to_string(node.tokens) + "; positions must lie in 0.." + std::to_string(kMaxPosition));
+                                             std::to_string(node.tokens) + "; positions must lie in 0.." +
+                                             std::to_string(kMaxPosition));
     }
 }
 
@@ -52,8 +53,9 @@ std::uint64_t Forest::Impl::next_identity() {
 
 void Forest::Impl::check_node_id(std::int32_t id, const char* asked) const {
     if (id < 0 || static_cast<std::size_t>(id) >= nodes.size() || !alive[id]) {
-        raise(ErrorCode::kInvalidForest, std::string(asked) + " asked for node " + std::to_string(id) + ", which does not exist; there are " +
-                                             std::to_string(live_nodes) + " nodes with ids below " + std::to_string(nodes.size()));
+        raise(ErrorCode::kInvalidForest, std::string(asked) + " asked for node " + std::to_string(id) +
+                                             ", which does not exist; there are " + std::to_string(live_nodes) +
+                                             " nodes with ids below " + std::to_string(nodes.size()));
     }
 }
 
@@ -129,7 +131,8 @@ Forest Forest::from_nodes(std::span<const Node> nodes, std::span<const std::int3
         const std::int32_t node = request_nodes[i];
         if (node < kNoNode || node >= static_cast<std::int64_t>(nodes.size())) {
             raise(ErrorCode::kInvalidForest, "request " + std::to_string(i) + " is attached to node " + std::to_string(node) +
-                                                 "; there are " + std::to_string(nodes.size()) + " nodes, and -1 means an empty path");
+                                                 "; there are " + std::to_string(nodes.size()) +
+                                                 " nodes, and -1 means an empty path");
         }
         if (node >= 0) ++impl.request_count[node];
     }
@@ -269,13 +272,16 @@ void Forest::check_pages(std::span<const std::int32_t> pages, std::int64_t pool_
         const Node& node = impl_->nodes[id];
         if (!impl_->alive[id] || node.tokens == 0) continue;
         const std::int64_t first = node.kv_begin / page_size, last = (node.kv_begin + node.tokens - 1) / page_size;
+        const auto where = [&](std::int64_t position) {
+            return at(id) + ", position " + std::to_string(position) + ": page table entry " + std::to_string(position / page_size);
+        };
         if (last >= static_cast<std::int64_t>(pages.size())) {
-            raise(ErrorCode::kInvalidArgument, at(id) + " needs page table entry " + std::to_string(last) + "; the table has " +
+            raise(ErrorCode::kInvalidArgument, where(node.kv_begin + node.tokens - 1) + " is missing; the table has " +
                                                    std::to_string(pages.size()) + " entries");
         }
         for (std::int64_t entry = first; entry <= last; ++entry) {
             if (pages[entry] < 0 || pages[entry] >= pool_pages) {
-                raise(ErrorCode::kInvalidArgument, at(id) + ": page table entry " + std::to_string(entry) + " is " +
+                raise(ErrorCode::kInvalidArgument, where(std::max(node.kv_begin, entry * page_size)) + " is " +
                                                        std::to_string(pages[entry]) + "; the pool has pages 0.." +
                                                        std::to_string(pool_pages - 1));
             }
@@ -292,7 +298,8 @@ std::string Forest::to_string(std::int32_t max_lines) const {
         (impl.nodes[id].parent >= 0 ? children[impl.nodes[id].parent] : roots).push_back(id);
     }
     std::string text = std::to_string(impl.live_nodes) + " nodes, " + std::to_string(impl.live_requests) + " requests, " +
-                       std::to_string(impl.tokens) + " tokens, " + std::to_string(roots.size()) + (roots.size() == 1 ? " root" : " roots");
+                       std::to_string(impl.tokens) + " tokens, " + std::to_string(roots.size()) +
+                       (roots.size() == 1 ? " root" : " roots");
     std::vector<std::pair<std::int32_t, std::int32_t>> stack;  // node, depth
     for (auto it = roots.rbegin(); it != roots.rend(); ++it) stack.emplace_back(*it, 0);
     std::int32_t lines = 1;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The compute warps: each keeps the softmax state of 16 query rows in registers while the keys of its work item stream by. A warp
-// looks only at chunks that some of its rows see, so siblings of one subtree walk root to leaf in one block without partial results.
+// looks only at chunks that some of its rows see, so siblings of one subtree walk root to leaf in one block without partial
+// results.
 #pragma once
 
 #include "attention/decode_merge.h"
@@ -13,23 +14,27 @@ template <class Traits>
 struct DecodeConsumer {
     using Element = typename Traits::Element;
     static constexpr u32 kSteps = Traits::kHeadDim / 16;
+    // Both chunks of a pair at once keep twice as many products in flight, where there are registers for their scores.
+    static constexpr bool kPairs = Traits::kMoveRegisters || Traits::kWarps == 4 || Traits::kHeadDimV < 128;
 
     const abi::DecodeParams& params;
     const DecodeShared<Traits>& shared;
     const typename Traits::Score score;
-    const u32 warp, lane;
+    const u32 lane;
     RingPosition<Traits::kStages> at;
 
     SoftmaxState<Traits::kHeadDimV> state;
     u32 query[Traits::kQueryInRegisters ? kSteps : 1][4];
+    // Looked up when the item starts where there are registers to keep it, so that its end does not wait.
+    static constexpr bool kTargetsEarly = Traits::kMoveRegisters;
     RowTargets<Traits> targets;
-    u32 tiles = 0;
+    u32 tiles = 0, request_begin = 0, rows = 0;
     u32 kv_head = 0;
+    static constexpr u32 kIdle = ~0u;  // a warp beyond row blocks * parts
     u32 row_block = 0, part = 0, parts = 1;
-    bool active = false;
 
     SAPWOOD_DEVICE DecodeConsumer(const abi::DecodeParams& p, const DecodeShared<Traits>& s)
-        : params(p), shared(s), score(p), warp(warp_id()), lane(lane_id()) {}
+        : params(p), shared(s), score(p), lane(lane_id()) {}
 
     SAPWOOD_DEVICE void release() {
         warp_sync();
@@ -38,23 +43,23 @@ struct DecodeConsumer {
     }
 
     /// ldmatrix lane addresses: A fragments and V take row l%16, column l/16; K takes row l%8 + 8*(l/16), column (l/8)%2.
-    SAPWOOD_DEVICE u32 a_address(u32 tile, u32 step) const {
-        return tile + Traits::KTile::offset(lane % 16, step * 2 + lane / 16);
-    }
+    SAPWOOD_DEVICE u32 a_address(u32 tile, u32 step) const { return tile + Traits::KTile::offset(lane % 16, step * 2 + lane / 16); }
 
-    SAPWOOD_DEVICE u32 query_hold() const { return shared.address + Traits::kQueryHold + warp * 16 * Traits::kHeadDim * 2; }
+    SAPWOOD_DEVICE u32 query_hold() const { return shared.address + Traits::kQueryHold + warp_id() * 16 * Traits::kHeadDim * 2; }
 
     SAPWOOD_DEVICE void begin_item() {
         const StageHeader* header = shared.header(at.stage);
         const abi::Item item = header->item;
         tiles = item.tiles;
         kv_head = header->kv_head;
-        const RowBlocks<Traits> rows(item.requests);
-        parts = rows.parts;
-        row_block = warp % (rows.blocks == 0 ? 1 : rows.blocks);
-        part = warp / (rows.blocks == 0 ? 1 : rows.blocks);
-        active = part < parts;
-        targets.find(params, item, row_block);
+        const RowBlocks<Traits> all(item.requests);
+        parts = all.parts;
+        const u32 warp = warp_id(), blocks = all.blocks == 0 ? 1 : all.blocks;
+        row_block = warp % blocks;
+        part = warp / blocks < parts ? warp / blocks : kIdle;
+        request_begin = item.request_begin;
+        rows = all.rows;
+        if constexpr (kTargetsEarly) targets.find(params, request_begin, rows, row_block);
         const u32 tile = shared.stage(at.stage) + row_block * 16 * Traits::KTile::kPitch;
         if constexpr (Traits::kQueryInRegisters) {
             SAPWOOD_UNROLL for (u32 step = 0; step < kSteps; ++step) ldmatrix_x4(query[step], a_address(tile, step));
@@ -133,18 +138,20 @@ struct DecodeConsumer {
     SAPWOOD_DEVICE void attend_tile(u32& turn) {
         const u32 k_stage = shared.stage(at.stage), v_stage = k_stage + Traits::kBlockKv * Traits::KTile::kPitch;
         for (u32 pair = 0; pair < Traits::kChunks / 2; ++pair) {
-            const bool mine = active && turn == part;
+            const bool mine = turn == part;
             if (++turn >= parts) turn = 0;
             if (!mine) continue;
             const abi::Chunk chunks[2] = {shared.chunks(at.stage)[pair * 2], shared.chunks(at.stage)[pair * 2 + 1]};
             const u32 k_tile = k_stage + pair * 32 * Traits::KTile::kPitch, v_tile = v_stage + pair * 32 * Traits::VTile::kPitch;
             const bool first = sees(chunks[0]), second = sees(chunks[1]);
-            if (first && second) {
+            if (kPairs && first && second) {
                 attend<2>(k_tile, v_tile, chunks);
-            } else if (first || second) {
-                const u32 skip = first ? 0 : 16;
-                const abi::Chunk only[2] = {first ? chunks[0] : chunks[1], {}};
-                attend<1>(k_tile + skip * Traits::KTile::kPitch, v_tile + skip * Traits::VTile::kPitch, only);
+                continue;
+            }
+            SAPWOOD_NO_UNROLL for (u32 c = 0; c < 2; ++c) {
+                if (c == 0 ? !first : !second) continue;
+                const abi::Chunk only[2] = {c == 0 ? chunks[0] : chunks[1], {}};
+                attend<1>(k_tile + c * 16 * Traits::KTile::kPitch, v_tile + c * 16 * Traits::VTile::kPitch, only);
             }
         }
     }
@@ -168,7 +175,9 @@ struct DecodeConsumer {
                 add_parts<Traits>(shared, at.stage, state, row_block, part, parts);
                 release();
             }
-            if (part == 0 && active) write_rows<Traits>(params, targets, kv_head, state, row_block);
+            if (part != 0) continue;
+            if constexpr (!kTargetsEarly) targets.find(params, request_begin, rows, row_block);
+            write_rows<Traits>(params, targets, kv_head, state, row_block);
         }
         const StageHeader* last = shared.header(at.stage);
         merge_partials<Traits>(params, finished, last->items, last->merges);

@@ -61,15 +61,15 @@ SAPWOOD_DEVICE u8* out_row(const abi::DecodeParams& params, int request, u32 kv_
            static_cast<u64>(kv_head * Traits::kGroup + in_group) * params.out_head_stride;
 }
 
-/// Where this lane's two rows of a row block go; looked up when the item starts, so that the end does not wait for it.
+/// Where this lane's two rows of a row block go.
 template <class Traits>
 struct RowTargets {
     abi::ItemRequest entry[2];
-    SAPWOOD_DEVICE void find(const abi::DecodeParams& params, const abi::Item& item, u32 row_block) {
+    SAPWOOD_DEVICE void find(const abi::DecodeParams& params, u32 request_begin, u32 rows, u32 row_block) {
         SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
             const u32 row = row_block * 16 + lane_id() / 4 + h * 8;
             entry[h] = {0, abi::kUnseen};
-            if (row < item.requests * Traits::kGroup) entry[h] = load_request<Traits>(params, item.request_begin + row / Traits::kGroup);
+            if (row < rows) entry[h] = load_request<Traits>(params, request_begin + row / Traits::kGroup);
         }
     }
 };

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Adding up partial results at the end of the launch. Blocks that run out of work wait until every item is written, then share the rows
-// of all merges evenly: a block that merged alone whatever it happened to finish last would read megabytes by itself. Waiting is safe
-// because items are drawn, never assigned: what is waited for is in the hands of blocks that run. The parts of a row are read in slot
-// order, so that the result does not depend on which block did what when.
+// Adding up partial results at the end of the launch. Blocks that run out of work wait until every item is written, then share the
+// rows of all merges evenly: a block that merged alone whatever it happened to finish last would read megabytes by itself. Waiting
+// is safe because items are drawn, never assigned: what is waited for is in the hands of blocks that run. The parts of a row are
+// read in slot order, so that the result does not depend on which block did what when.
 #pragma once
 
 #include "attention/decode_epilogue.h"
@@ -21,9 +21,24 @@ SAPWOOD_DEVICE void merge_row(const abi::DecodeParams& params, const abi::Merge&
     const u32 parts = static_cast<u32>(entry.slots);
     f32 out[kVectors][4] = {};
     f32 maximum = -infinity(), sum = 0;
+    constexpr u32 kBatch = kVectors == 1 ? 16 : 8;  // parts whose loads are in flight together
+    F32x4 x[kBatch][kVectors];
+    const auto load = [&](u32 part) {
+        SAPWOOD_UNROLL for (u32 b = 0; b < kBatch; ++b) {
+            SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) {
+                const u32 vector = n * 32 + lane;
+                x[b][n] = {0, 0, 0, 0};
+                if (part + b < parts && vector < Traits::kHeadDimV / 4) {
+                    x[b][n] = load_shared_by_blocks_16(params.partial_out + (first + (part + b) * stride) * Traits::kHeadDimV +
+                                                       vector * 4);
+                }
+            }
+        }
+    };
     for (u32 begin = 0; begin < parts; begin += 32) {
-        const bool mine = begin + lane < parts;
-        const f32 lse = mine ? load_shared_by_blocks(params.partial_lse + first + (begin + lane) * stride) : -infinity();
+        const f32 lse =
+            begin + lane < parts ? load_shared_by_blocks(params.partial_lse + first + (begin + lane) * stride) : -infinity();
+        load(begin);  // before the weights are known: one trip to L2 instead of two
         f32 peak = lse;
         SAPWOOD_UNROLL for (u32 mask = 16; mask > 0; mask /= 2) peak = max_f32(peak, shfl_xor(peak, mask));
         peak = max_f32(peak, maximum);
@@ -34,23 +49,10 @@ SAPWOOD_DEVICE void merge_row(const abi::DecodeParams& params, const abi::Merge&
         SAPWOOD_UNROLL for (u32 mask = 16; mask > 0; mask /= 2) total += shfl_xor(total, mask);
         sum = sum * old + total;
         maximum = peak;
-        SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) {
-            SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) out[n][j] *= old;
-        }
+        SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) { SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) out[n][j] *= old; }
         const u32 count = parts - begin < 32 ? parts - begin : 32;
-        constexpr u32 kBatch = kVectors == 1 ? 16 : 8;  // loads in flight
         for (u32 i = 0; i < count; i += kBatch) {
-            F32x4 x[kBatch][kVectors];
-            SAPWOOD_UNROLL for (u32 b = 0; b < kBatch; ++b) {
-                SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) {
-                    const u32 vector = n * 32 + lane;
-                    x[b][n] = {0, 0, 0, 0};
-                    if (i + b < count && vector < Traits::kHeadDimV / 4) {
-                        x[b][n] = load_shared_by_blocks_16(params.partial_out +
-                                                           (first + (begin + i + b) * stride) * Traits::kHeadDimV + vector * 4);
-                    }
-                }
-            }
+            if (i > 0) load(begin + i);
             SAPWOOD_UNROLL for (u32 b = 0; b < kBatch; ++b) {
                 const f32 w = bits_f32(shfl(f32_bits(weight), (i + b) % 32));
                 SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) {
@@ -83,6 +85,14 @@ template <class Traits>
 SAPWOOD_DEVICE void merge_partials(const abi::DecodeParams& params, u32 finished, u32 items, u32 merges) {
     if (merges == 0) return;
     const u32 thread = thread_id();
+    const u32 rows = merges * params.kv_heads * Traits::kGroup;
+    const auto find = [&](u32 row) {  // the list is constant: the first look-up does not wait for the others' results
+        U32x4 words = {0, 0, 0, 0};
+        if (row < rows) words = load_readonly_16(params.merges + row / Traits::kGroup / params.kv_heads);
+        return abi::Merge{static_cast<int>(words.x), static_cast<int>(words.y), static_cast<int>(words.z), 0};
+    };
+    u32 row = block_id() * Traits::kWarps + thread / 32;
+    abi::Merge entry = find(row);
     named_sync(kComputeBarrier, Traits::kComputeThreads);  // the block's partial rows are written
     if (thread == 0) {
         atomic_add_release(&params.counters->finished, finished);
@@ -90,13 +100,10 @@ SAPWOOD_DEVICE void merge_partials(const abi::DecodeParams& params, u32 finished
         leave(params);
     }
     named_sync(kComputeBarrier, Traits::kComputeThreads);
-    const u32 rows = merges * params.kv_heads * Traits::kGroup;
-    const u32 warp = block_id() * Traits::kWarps + thread / 32;
-    for (u32 row = warp; row < rows; row += grid_size() * Traits::kWarps) {
-        const u32 in_group = row % Traits::kGroup, kv_head = row / Traits::kGroup % params.kv_heads;
-        const U32x4 bits = load_readonly_16(params.merges + row / Traits::kGroup / params.kv_heads);
-        const abi::Merge entry = {static_cast<int>(bits.x), static_cast<int>(bits.y), static_cast<int>(bits.z), 0};
-        merge_row<Traits>(params, entry, kv_head, in_group);
+    while (row < rows) {
+        merge_row<Traits>(params, entry, row / Traits::kGroup % params.kv_heads, row % Traits::kGroup);
+        row += grid_size() * Traits::kWarps;
+        entry = find(row);
     }
 }
 

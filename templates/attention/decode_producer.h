@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// The copy warps: draw work items, and stream Q, then K and V tiles, through the ring, running ahead of the compute warps across item
-// boundaries as far as the ring allows.
+// The copy warps: draw work items, and stream Q, then K and V tiles, through the ring, running ahead of the compute warps across
+// item boundaries as far as the ring allows.
 #pragma once
 
 #include "attention/decode_traits.h"
@@ -16,8 +16,8 @@ struct RowBlocks {
         : rows(requests * Traits::kGroup), blocks((rows + 15) / 16), parts(Traits::kWarps / (blocks == 0 ? 1 : blocks)) {}
 };
 
-/// The last block to come here finds that all have drawn (and waited, if there are merges), and leaves the counters as they were found:
-/// no memset between launches. Relaxed is enough: a block's own atomics have returned before it comes.
+/// The last block to come here finds that all have drawn (and waited, if there are merges), and leaves the counters as they were
+/// found: no memset between launches. Relaxed is enough: a block's own atomics have returned before it comes.
 SAPWOOD_DEVICE void leave(const abi::DecodeParams& params) {
     if (atomic_add_relaxed(&params.counters->left, 1) != grid_size() - 1) return;
     store_4(&params.counters->ticket, 0);
@@ -32,7 +32,8 @@ struct DecodeProducer {
     static constexpr u32 kOwnChunks = kTokens / abi::kChunkTokens;
     static constexpr u32 kRows = Traits::kBlockQ / Traits::kProducers;
     static constexpr u32 kRowGroups = (kRows + 31) / 32;
-    static constexpr u32 kAhead = 4;  // tiles that a look-up (of the chunk, then of the page) travels ahead of its use
+    // Tiles that a look-up (of the chunk, then of the page) travels ahead of its use.
+    static constexpr u32 kAhead = Traits::kMoveRegisters && Traits::kBlockKv <= 64 ? 4 : 2;
     static constexpr u32 kNoRow = ~0u;
     static constexpr u32 kCopyBarrier = 2;
     static_assert(kTokens == 16 || kTokens == 32, "a copy warp looks up one token a lane");
@@ -127,7 +128,8 @@ struct DecodeProducer {
         }
         write_header(abi::StageKind::tile, 0, abi::Item{});
         const u32 k_stage = shared.stage(at.stage) + warp * kTokens * Traits::KTile::kPitch;
-        const u32 v_stage = shared.stage(at.stage) + Traits::kBlockKv * Traits::KTile::kPitch + warp * kTokens * Traits::VTile::kPitch;
+        const u32 v_stage =
+            shared.stage(at.stage) + Traits::kBlockKv * Traits::KTile::kPitch + warp * kTokens * Traits::VTile::kPitch;
         SAPWOOD_UNROLL for (u32 c = 0; c < kOwnChunks; ++c) {
             const u32 tokens = shfl(chunk.tokens, c * abi::kChunkTokens);
             if (tokens == 0) continue;  // padding: nobody reads it
@@ -144,27 +146,32 @@ struct DecodeProducer {
         copy_rows<typename Traits::KTile, Traits::kHeadDim / 8, kWhole>(k_stage, chunk, own_row, k, params.k_token_stride);
         copy_rows<typename Traits::VTile, Traits::kHeadDimV / 8, kWhole>(v_stage, chunk, own_row, v, params.v_token_stride);
     }
-    /// 16 rows, 16 bytes a lane and step. A row that is no token (kWhole: there is none) becomes zeros: its weight is 0, and 0 * NaN
-    /// would not be.
+    /// 16 rows, 16 bytes a lane and step. A row that is no token (kWhole: there is none) becomes zeros: its weight is 0, and 0 *
+    /// NaN would not be.
     template <class Tile, u32 kColumns, bool kWhole>
     SAPWOOD_DEVICE void copy_rows(u32 stage, u32 chunk, u32 own_row, const u8* base, u32 token_stride) {
-        SAPWOOD_UNROLL for (u32 i = 0; i < abi::kChunkTokens * kColumns; i += 32) {
-            const u32 local = (i + lane) / kColumns, column = (i + lane) % kColumns;
-            const u32 row = shfl(own_row, chunk * abi::kChunkTokens + local);
-            const bool token = kWhole || row != kNoRow;
-            const u64 offset = static_cast<u64>(token ? row : 0) * token_stride;
-            u32 to;
-            if constexpr (32 % kColumns == 0) {
-                // The rows of one step have the keys of row i / kColumns, XOR the row within the step: one XOR with a constant.
-                constexpr u32 kRowsAStep = 32 / kColumns;
-                const u32 lane_column = (lane % kColumns ^ Tile::key(lane / kColumns)) * 16;
-                to = stage + (chunk * abi::kChunkTokens + lane / kColumns) * Tile::kPitch + i / kColumns * Tile::kPitch +
-                     (lane_column ^ Tile::key(i / 32 * kRowsAStep) * 16);
-            } else {
-                to = stage + Tile::offset(chunk * abi::kChunkTokens + local, column);
+        if constexpr (32 % kColumns == 0) {
+            constexpr u32 kRowsAStep = 32 / kColumns;
+            // The rows of one step have the keys of its first row, XOR the row within the step: one XOR with a constant.
+            const u32 lane_column = (lane % kColumns ^ Tile::key(lane / kColumns)) * 16;
+            const u32 lane_to = stage + (chunk * abi::kChunkTokens + lane / kColumns) * Tile::kPitch;
+            SAPWOOD_UNROLL for (u32 first = 0; first < abi::kChunkTokens; first += kRowsAStep) {
+                const u32 to = lane_to + first * Tile::kPitch + (lane_column ^ Tile::key(first) * 16);
+                copy_16<kWhole>(to, base + lane % kColumns * 16, shfl(own_row, chunk * abi::kChunkTokens + first + lane / kColumns),
+                                token_stride);
             }
-            cp_async_16(to, base + column * 16 + offset, token ? 16 : 0);
+        } else {
+            SAPWOOD_NO_UNROLL for (u32 i = lane; i < abi::kChunkTokens * kColumns; i += 32) {
+                const u32 token = chunk * abi::kChunkTokens + i / kColumns;
+                copy_16<kWhole>(stage + Tile::offset(token, i % kColumns), base + i % kColumns * 16, shfl(own_row, token),
+                                token_stride);
+            }
         }
+    }
+    template <bool kWhole>
+    SAPWOOD_DEVICE static void copy_16(u32 to, const u8* from, u32 row, u32 token_stride) {
+        const bool token = kWhole || row != kNoRow;
+        cp_async_16(to, from + static_cast<u64>(token ? row : 0) * token_stride, token ? 16 : 0);
     }
 
     SAPWOOD_DEVICE void send_empty(abi::StageKind kind, u32 items, u32 merges) {
@@ -207,8 +214,8 @@ struct DecodeProducer {
 
     SAPWOOD_DEVICE bool leader() const { return warp == 0 && lane == 0; }
 
-    /// Hands the leader's ticket to all copy warps. Two mailboxes in turn: the barrier of one draw separates a mailbox's readers from
-    /// its next writer.
+    /// Hands the leader's ticket to all copy warps. Two mailboxes in turn: the barrier of one draw separates a mailbox's readers
+    /// from its next writer.
     SAPWOOD_DEVICE u32 share(u32 turn, u32 drawn) {
         if (leader()) shared.mailbox()[turn % 2] = drawn;
         named_sync(kCopyBarrier, kThreads);

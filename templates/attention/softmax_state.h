@@ -6,8 +6,8 @@
 
 namespace sapwood::kernel {
 
-/// `maximum` is a base-2 exponent near the row's largest (see raise); `sum` is this lane's share until reduce_sum(). An empty row has
-/// maximum -inf and sum 0.
+/// `maximum` is a base-2 exponent near the row's largest (see raise); `sum` is this lane's share until reduce_sum(). An empty row
+/// has maximum -inf and sum 0.
 template <u32 kDim>
 struct SoftmaxState {
     static constexpr u32 kBlocks = kDim / 8;
@@ -16,9 +16,7 @@ struct SoftmaxState {
     f32 sum[2];
 
     SAPWOOD_DEVICE void clear() {
-        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) {
-            SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) out[i][j] = 0;
-        }
+        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) { SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) out[i][j] = 0; }
         SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
             maximum[h] = -infinity();
             sum[h] = 0;

@@ -6,6 +6,7 @@
 
 #define SAPWOOD_DEVICE __device__ __forceinline__
 #define SAPWOOD_UNROLL _Pragma("unroll")
+#define SAPWOOD_NO_UNROLL _Pragma("unroll 1")
 /// Defines the entry point: one block of `threads` threads, at least `blocks` of them resident on an SM, one by-value argument.
 #define SAPWOOD_ENTRY(name, Params, threads, blocks) \
     extern "C" __global__ void __launch_bounds__(threads, blocks) name(const __grid_constant__ Params params)

@@ -10,6 +10,7 @@
 
 #define SAPWOOD_DEVICE inline
 #define SAPWOOD_UNROLL
+#define SAPWOOD_NO_UNROLL
 /// Defines the entry point: the symbol `name` is a HostEntry, its `run` executes the body as one CUDA thread.
 #define SAPWOOD_ENTRY(name, Params, threads, blocks)                                                  \
     static void name##_thread(const Params& params);                                                  \

@@ -13,7 +13,8 @@ struct Swizzle {
     static_assert(kColumns % 4 == 0);
     static constexpr u32 kPitch = kColumns * 16;
 
-    /// Key of a row: the columns of an aligned group of 8 (or, for pitches of 64 bytes modulo 128, of 4) are permuted by XOR with it.
+    /// Key of a row: the columns of an aligned group of 8 (or, for pitches of 64 bytes modulo 128, of 4) are permuted by XOR with
+    /// it.
     SAPWOOD_DEVICE static u32 key(u32 row) { return kColumns % 8 == 0 ? row & 7 : (row >> 1) & 3; }
     /// Byte offset of logical column `column` of a row whose key is `key`.
     SAPWOOD_DEVICE static u32 column(u32 column, u32 key) { return (column ^ key) * 16; }
