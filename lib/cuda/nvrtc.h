@@ -15,6 +15,7 @@ public:
     Nvrtc();
     ~Nvrtc() override;
     std::string identity() override;  // "nvrtc:<build-id>+builtins:<build-id>"; throws kNoCompiler listing what was tried
+    std::string family() override { return "nvrtc"; }
     jit::Artifact compile(const jit::CompileRequest& request) override;
 
     std::string path();                   // file that is or would be loaded; empty if none

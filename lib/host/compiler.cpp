@@ -22,6 +22,14 @@ namespace fs = std::filesystem;
 constexpr std::chrono::seconds kDeadline{120};
 constexpr std::size_t kErrorLines = 50, kLogBytes = 16 * 1024;
 
+#if defined(__x86_64__)
+constexpr const char* kMachine = "x86_64";
+#elif defined(__aarch64__)
+constexpr const char* kMachine = "aarch64";
+#else
+constexpr const char* kMachine = "unknown";
+#endif
+
 const std::vector<std::string>& flags() {
     static const std::vector<std::string> all = {
         "-std=c++20",
@@ -180,15 +188,10 @@ std::string Compiler::identity() {
     const std::vector<std::string> command = impl_->command_or_throw("the host target needs a compiler and");
     std::vector<std::string> all(command.begin() + 1, command.end());
     all.insert(all.end(), flags().begin(), flags().end());
-#if defined(__x86_64__)
-    const char* machine = " x86_64";
-#elif defined(__aarch64__)
-    const char* machine = " aarch64";
-#else
-    const char* machine = "";
-#endif
-    return version_line(command) + machine + " flags:" + joined(all);
+    return version_line(command) + " " + kMachine + " flags:" + joined(all);
 }
+
+std::string Compiler::family() { return std::string("host ") + kMachine + " flags:" + joined(flags()); }
 
 jit::Artifact Compiler::compile(const jit::CompileRequest& request) {
     const auto begin = std::chrono::steady_clock::now();

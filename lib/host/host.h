@@ -19,6 +19,7 @@ public:
     Compiler();
     ~Compiler() override;
     std::string identity() override;  // path-free: version line, target triple, CPU feature level
+    std::string family() override;    // processor and flags, sanitizers among them
     jit::Artifact compile(const jit::CompileRequest& request) override;
     std::string path();  // empty if none
 

@@ -36,6 +36,18 @@ std::vector<EntryFile> entry_files(const fs::path& root) {
     return files;
 }
 
+/// Removes the references below sources/ that `gone` is true for.
+template <class Gone>
+void remove_references(const fs::path& root, const Gone& gone) {
+    std::error_code error;
+    for (fs::directory_iterator shard(root / "v1" / "sources", error), end; !error && shard != end; shard.increment(error)) {
+        std::error_code inner;
+        for (fs::directory_iterator it(shard->path(), inner); !inner && it != end; it.increment(inner)) {
+            if (it->path().extension() == ".ref" && gone(it->path())) ::unlink(it->path().c_str());
+        }
+    }
+}
+
 bool remove_entry(const fs::path& path) {
     return ::unlink(path.c_str()) == 0 || ((errno == EISDIR || errno == EPERM) && ::rmdir(path.c_str()) == 0);
 }
@@ -89,6 +101,14 @@ std::uint64_t ObjectStore::collect(std::uint64_t max_bytes) const {
         if (total - removed <= max_bytes) break;
         if (remove_entry(file.path)) removed += file.bytes;
     }
+    if (removed == 0) return 0;
+    remove_references(root_.path, [&](const fs::path& path) {
+        Digest source;
+        if (!parse_digest(path.parent_path().filename().string() + path.stem().string(), source)) return true;
+        const auto entry = decode_reference(read_entry_file(path).bytes, source);
+        std::error_code error;
+        return !entry || !fs::exists(entry_path(*entry), error);
+    });
     return removed;
 }
 
@@ -96,6 +116,7 @@ std::uint64_t ObjectStore::clear() const {
     if (!readable()) return 0;
     std::uint64_t removed = 0;
     for (const EntryFile& file : entry_files(root_.path)) removed += remove_entry(file.path) ? 1 : 0;
+    remove_references(root_.path, [](const fs::path&) { return true; });
     return removed;
 }
 

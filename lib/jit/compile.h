@@ -32,6 +32,9 @@ public:
     virtual ~Compiler() = default;
     /// Exact build of this compiler; part of the content digest. Cheap enough to call at a warm start (no dlopen of the compiler).
     virtual std::string identity() = 0;
+    /// What is known of it even where it is not installed: artifacts of one family, from the same request, do the same on the same
+    /// machine, whichever build made them. Never throws for a compiler that is missing.
+    virtual std::string family() { return {}; }
     /// Compiles or throws Error{kNoCompiler, kCompileFailed}. Thread-safe.
     virtual Artifact compile(const CompileRequest& request) = 0;
 };

@@ -7,6 +7,7 @@
 #include <atomic>
 #include <thread>
 
+#include "base/error.h"
 #include "base/log.h"
 #include "base/once_cache.h"
 #include "jit/object_store.h"
@@ -48,6 +49,8 @@ struct DiskCache::Impl {
     std::shared_ptr<const Artifact> load_or_compile(const Digest& digest, const CompileRequest& request, Compiler& compiler,
                                                     Origin& origin);
     std::shared_ptr<const Artifact> wait_for(ProcessLock& lock, const Digest& digest);
+    std::shared_ptr<const Artifact> without_compiler(const CompileRequest& request, Compiler& compiler, Origin& origin,
+                                                     const Error& error);
 
     ObjectStore store;
     DiskCacheOptions options;
@@ -84,10 +87,25 @@ std::shared_ptr<const Artifact> DiskCache::Impl::load_or_compile(const Digest& d
     origin = Origin::compiled;
     store.counters.misses.fetch_add(1, std::memory_order_relaxed);
     auto artifact = std::make_shared<const Artifact>(compiler.compile(request));
-    store.publish(digest, *artifact);
+    if (store.publish(digest, *artifact)) store.publish_reference(content_digest(request, compiler.family()), digest);
     lock.reset();  // before upkeep: others may read now
     store.upkeep();
     return artifact;
+}
+
+/// A warm cache serves where the compiler is gone: whichever build made the artifact, it was made of this very source.
+std::shared_ptr<const Artifact> DiskCache::Impl::without_compiler(const CompileRequest& request, Compiler& compiler, Origin& origin,
+                                                                  const Error& error) {
+    const Digest source = content_digest(request, compiler.family());
+    origin = Origin::memory;
+    return artifacts().get_or_create(source, [&] {
+        origin = Origin::disk;
+        if (auto found = store.read_by_source(source)) return found;
+        const std::string why = std::string(error.what()).substr(std::string(error_code_name(error.code())).size() + 2);
+        const std::string where =
+            store.readable() ? " is not in the kernel cache " + store.root().string() : " is in no kernel cache";
+        raise(ErrorCode::kNoCompiler, "kernel " + request.name + where + ", and " + why, error.detail());
+    });
 }
 
 DiskCache::DiskCache(std::optional<std::filesystem::path> root, DiskCacheOptions options)
@@ -95,10 +113,16 @@ DiskCache::DiskCache(std::optional<std::filesystem::path> root, DiskCacheOptions
 DiskCache::~DiskCache() = default;
 
 std::shared_ptr<const Artifact> DiskCache::get_or_compile(const CompileRequest& request, Compiler& compiler, Origin* origin) {
-    const Digest digest = content_digest(request, compiler.identity());
     Origin from = Origin::memory;  // also for a caller that waits for another thread's compile
-    auto artifact =
-        impl_->artifacts().get_or_create(digest, [&] { return impl_->load_or_compile(digest, request, compiler, from); });
+    std::shared_ptr<const Artifact> artifact;
+    try {
+        const Digest digest = content_digest(request, compiler.identity());
+        artifact =
+            impl_->artifacts().get_or_create(digest, [&] { return impl_->load_or_compile(digest, request, compiler, from); });
+    } catch (const Error& error) {
+        if (error.code() != ErrorCode::kNoCompiler) throw;
+        artifact = impl_->without_compiler(request, compiler, from, error);
+    }
     if (origin != nullptr) *origin = from;
     return artifact;
 }

@@ -51,9 +51,10 @@ public:
     explicit DiskCache(std::optional<std::filesystem::path> root, DiskCacheOptions options = {});
     ~DiskCache();
 
-    /// Bundle-free lookup order: disk, bounded cross-process lock, disk again, compile, publish best effort. Throws only what
-    /// `compiler` throws. Concurrent callers in one process with one digest compile once; what was got stays in memory. Usable in a
-    /// forked child, which starts with an empty memory level.
+    /// Bundle-free lookup order: disk, bounded cross-process lock, disk again, compile, publish best effort. Where the compiler is
+    /// missing, the artifact that its family made of this source last. Throws only what `compiler` throws. Concurrent callers in
+    /// one process with one digest compile once; what was got stays in memory. Usable in a forked child, which starts with an empty
+    /// memory level.
     std::shared_ptr<const Artifact> get_or_compile(const CompileRequest& request, Compiler& compiler, Origin* origin = nullptr);
     /// Disk only: null on a miss or a bad entry (which is removed).
     std::shared_ptr<const Artifact> find(const Digest& digest);

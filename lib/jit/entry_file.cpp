@@ -177,6 +177,25 @@ std::shared_ptr<const Artifact> decode_metadata(Bytes file, std::string* fault) 
     return artifact;
 }
 
+std::vector<std::byte> encode_reference(const Digest& source, const Digest& entry) {
+    std::vector<std::byte> file;
+    const auto append = [&](const Digest& digest) {
+        for (const std::uint8_t byte : digest) file.push_back(static_cast<std::byte>(byte));
+    };
+    append(source);
+    append(entry);
+    append(Hasher().raw(file).finish());
+    return file;
+}
+
+std::optional<Digest> decode_reference(Bytes file, const Digest& source) {
+    Digest entry{};
+    if (file.size() != 3 * entry.size()) return std::nullopt;
+    std::memcpy(entry.data(), file.data() + entry.size(), entry.size());
+    const std::vector<std::byte> expected = encode_reference(source, entry);
+    return std::equal(expected.begin(), expected.end(), file.begin()) ? std::optional(entry) : std::nullopt;
+}
+
 EntryBytes read_entry_file(const std::filesystem::path& path) {
     EntryBytes entry;
     // O_NONBLOCK: opening a pipe must not wait for its writer.

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -23,6 +24,10 @@ std::string payload_fault(PayloadKind kind, std::span<const std::byte> payload);
 
 /// Header and metadata only, without payload and checksum: for listings.
 std::shared_ptr<const Artifact> decode_metadata(std::span<const std::byte> file, std::string* fault);
+
+/// A reference: the digest of an entry under the digest of its source, checksummed, so that no damaged one names another kernel.
+std::vector<std::byte> encode_reference(const Digest& source, const Digest& entry);
+std::optional<Digest> decode_reference(std::span<const std::byte> file, const Digest& source);
 
 struct EntryBytes {
     std::vector<std::byte> bytes;

@@ -52,6 +52,11 @@ fs::path ObjectStore::entry_path(const Digest& digest) const {
     return root_.path / "v1" / "objects" / hex.substr(0, 2) / (hex.substr(2) + ".swk");
 }
 
+fs::path ObjectStore::reference_path(const Digest& source) const {
+    const std::string hex = to_hex(source);
+    return root_.path / "v1" / "sources" / hex.substr(0, 2) / (hex.substr(2) + ".ref");
+}
+
 std::shared_ptr<const Artifact> ObjectStore::read(const Digest& digest) {
     if (!readable()) return nullptr;
     const fs::path path = entry_path(digest);
@@ -79,21 +84,21 @@ void ObjectStore::discard(const fs::path& path, const std::string& fault) {
     if (::unlink(path.c_str()) != 0 && (errno == EISDIR || errno == EPERM)) ::rmdir(path.c_str());
 }
 
-void ObjectStore::publish(const Digest& digest, const Artifact& artifact) {
-    if (!writable()) return;
+bool ObjectStore::publish(const Digest& digest, const Artifact& artifact) {
+    if (!writable()) return false;
     if (const std::string fault = payload_fault(artifact.kind, artifact.payload); !fault.empty()) {
         log::debug("not caching " + artifact.name + ": " + fault);
-        return;
+        return false;
     }
     const std::vector<std::byte> bytes = encode_entry(artifact, digest);
     if (bytes.size() > kMaxEntryBytes) {
         log::debug("not caching " + artifact.name + ": " + std::to_string(bytes.size()) + " bytes");
-        return;
+        return false;
     }
     const PublishResult result = publish_file(root_.path, entry_path(digest), bytes, {sync_, root_.file_mode(), root_.dir_mode()});
     if (result) {
         counters.published.fetch_add(1, std::memory_order_relaxed);
-        return;
+        return true;
     }
     counters.publish_failures.fetch_add(1, std::memory_order_relaxed);
     if (hits_every_entry(result.error)) {
@@ -101,6 +106,22 @@ void ObjectStore::publish(const Digest& digest, const Artifact& artifact) {
     } else {
         log::warning_once("cache-entry-unwritable", result.text() + "; this kernel is kept in memory only");
     }
+    return false;
+}
+
+void ObjectStore::publish_reference(const Digest& source, const Digest& entry) {
+    if (!writable()) return;
+    // Not flushed: a reference that a power cut has spoilt is no reference.
+    const PublishResult result = publish_file(root_.path, reference_path(source), encode_reference(source, entry),
+                                              {false, root_.file_mode(), root_.dir_mode()});
+    if (!result) log::debug("no reference to cache entry " + to_hex(entry) + ": " + result.text());
+}
+
+std::shared_ptr<const Artifact> ObjectStore::read_by_source(const Digest& source) {
+    if (!readable()) return nullptr;
+    const EntryBytes file = read_entry_file(reference_path(source));
+    const std::optional<Digest> entry = decode_reference(file.bytes, source);
+    return entry ? read(*entry) : nullptr;
 }
 
 std::unique_ptr<ProcessLock> ObjectStore::lock(const Digest& digest) const {

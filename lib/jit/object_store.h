@@ -26,9 +26,15 @@ public:
     std::string disabled_reason() const;
 
     std::filesystem::path entry_path(const Digest& digest) const;
+    std::filesystem::path reference_path(const Digest& source) const;
     /// Null on a miss, and for a bad entry, which is removed and counted.
     std::shared_ptr<const Artifact> read(const Digest& digest);
-    void publish(const Digest& digest, const Artifact& artifact);
+    /// False if it is not there now.
+    bool publish(const Digest& digest, const Artifact& artifact);
+    /// Notes that `entry` is the latest artifact of `source`, a digest of everything but the compiler's build.
+    void publish_reference(const Digest& source, const Digest& entry);
+    /// The artifact that was noted last; null if there is none, or it is gone or bad.
+    std::shared_ptr<const Artifact> read_by_source(const Digest& source);
     /// The lock under which one process compiles `digest`; null where locks are not to be trusted or would spare no work.
     std::unique_ptr<ProcessLock> lock(const Digest& digest) const;
     /// Sweeps old temporaries and collects past the byte cap: at most once a day.

@@ -55,8 +55,9 @@ private:
         for (std::size_t i = 0; i < order_.entries.size(); ++i) {
             const ForestOrder::Entry& entry = order_.entries[i];
             const std::int64_t all = entry.request_end - entry.request_begin;
-            if (all <= model_.capacity || entry.padded == 0) continue;
             const std::int32_t index = static_cast<std::int32_t>(i);
+            // An empty node may be cut too: it stands for the path above it, for its own requests alone.
+            if (all <= model_.capacity || end_of(order_, index) == 0) continue;
             const std::int64_t below = entry.request_end - first_below(index);
             if (below == 0) continue;
             // Of a chain of nodes with the same requests only the last can be a useful cut.

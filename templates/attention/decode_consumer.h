@@ -10,12 +10,22 @@
 
 namespace sapwood::kernel {
 
+/// What a compute warp needs of an abi::Chunk, in two registers.
+struct ChunkView {
+    u32 rows;  // row_begin in the low half, row_end in the high half
+    u32 tokens;
+    SAPWOOD_DEVICE u32 begin() const { return rows & 0xffff; }
+    SAPWOOD_DEVICE u32 end() const { return rows >> 16; }
+    SAPWOOD_DEVICE bool sees(u32 row) const { return row >= begin() && row < end(); }
+};
+
 template <class Traits>
 struct DecodeConsumer {
     using Element = typename Traits::Element;
     static constexpr u32 kSteps = Traits::kHeadDim / 16;
     // Both chunks of a pair at once keep twice as many products in flight, where there are registers for their scores.
-    static constexpr bool kPairs = Traits::kMoveRegisters || Traits::kWarps == 4 || Traits::kHeadDimV < 128;
+    static constexpr bool kPairs =
+        Traits::kMoveRegisters || Traits::kHeadDimV < 128 || (Traits::kWarps == 4 && Traits::kHeadDimV < 256);
 
     const abi::DecodeParams& params;
     const DecodeShared<Traits>& shared;
@@ -28,8 +38,7 @@ struct DecodeConsumer {
     // Looked up when the item starts where there are registers to keep it, so that its end does not wait.
     static constexpr bool kTargetsEarly = Traits::kMoveRegisters;
     RowTargets<Traits> targets;
-    u32 tiles = 0, request_begin = 0, rows = 0;
-    u32 kv_head = 0;
+    u32 tiles = 0;
     static constexpr u32 kIdle = ~0u;  // a warp beyond row blocks * parts
     u32 row_block = 0, part = 0, parts = 1;
 
@@ -51,15 +60,13 @@ struct DecodeConsumer {
         const StageHeader* header = shared.header(at.stage);
         const abi::Item item = header->item;
         tiles = item.tiles;
-        kv_head = header->kv_head;
         const RowBlocks<Traits> all(item.requests);
         parts = all.parts;
         const u32 warp = warp_id(), blocks = all.blocks == 0 ? 1 : all.blocks;
         row_block = warp % blocks;
         part = warp / blocks < parts ? warp / blocks : kIdle;
-        request_begin = item.request_begin;
-        rows = all.rows;
-        if constexpr (kTargetsEarly) targets.find(params, request_begin, rows, row_block);
+        if (lane == 0) shared.note(warp) = {item.request_begin, all.rows, header->kv_head, 0};  // read after release()'s barrier
+        if constexpr (kTargetsEarly) targets.find(params, item.request_begin, all.rows, row_block);
         const u32 tile = shared.stage(at.stage) + row_block * 16 * Traits::KTile::kPitch;
         if constexpr (Traits::kQueryInRegisters) {
             SAPWOOD_UNROLL for (u32 step = 0; step < kSteps; ++step) ldmatrix_x4(query[step], a_address(tile, step));
@@ -76,32 +83,36 @@ struct DecodeConsumer {
 
     /// kCount neighbouring chunks of one tile, all of their keys at once.
     template <u32 kCount>
-    SAPWOOD_DEVICE void attend(u32 k_tile, u32 v_tile, const abi::Chunk (&chunks)[2]) {
+    SAPWOOD_DEVICE void attend(u32 k_tile, u32 v_tile, const ChunkView (&chunks)[kCount]) {
         f32 s[kCount * 2][4] = {};
-        SAPWOOD_UNROLL for (u32 step = 0; step < kSteps; ++step) {
-            u32 held[4];
-            if constexpr (!Traits::kQueryInRegisters) ldmatrix_x4(held, a_address(query_hold(), step));
-            const u32(&a)[4] = Traits::kQueryInRegisters ? query[Traits::kQueryInRegisters ? step : 0] : held;
-            SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
-                u32 b[4];
-                ldmatrix_x4(b, k_tile + Traits::KTile::offset(c * 16 + lane % 8 + lane / 16 * 8, step * 2 + lane / 8 % 2));
-                mma_16x8x16<Element>(s[c * 2], a, b[0], b[1]);
-                mma_16x8x16<Element>(s[c * 2 + 1], a, b[2], b[3]);
+        // With Q in shared memory, four steps at a time: all of them unrolled would have every fragment in flight and spill.
+        constexpr u32 kUnrolled = Traits::kQueryInRegisters ? kSteps : 4;
+        SAPWOOD_NO_UNROLL for (u32 first = 0; first < kSteps; first += kUnrolled) {
+            SAPWOOD_UNROLL for (u32 i = 0; i < kUnrolled; ++i) {
+                const u32 step = first + i;
+                u32 held[4];
+                if constexpr (!Traits::kQueryInRegisters) ldmatrix_x4(held, a_address(query_hold(), step));
+                const u32(&a)[4] = Traits::kQueryInRegisters ? query[Traits::kQueryInRegisters ? i : 0] : held;
+                SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
+                    u32 b[4];
+                    ldmatrix_x4(b, k_tile + Traits::KTile::offset(c * 16 + lane % 8 + lane / 16 * 8, step * 2 + lane / 8 % 2));
+                    mma_16x8x16<Element>(s[c * 2], a, b[0], b[1]);
+                    mma_16x8x16<Element>(s[c * 2 + 1], a, b[2], b[3]);
+                }
             }
         }
 
         const u32 row0 = row_block * 16 + lane / 4, row1 = row0 + 8;
         f32 m0 = -infinity(), m1 = -infinity();
         SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
-            const abi::Chunk& chunk = chunks[c];
-            const bool see0 = row0 >= chunk.row_begin && row0 < chunk.row_end;
-            const bool see1 = row1 >= chunk.row_begin && row1 < chunk.row_end;
+            // Masks in one compare each: a token that does not count is one at or past a limit, 0 for a row that sees nothing here.
+            const u32 limit0 = chunks[c].sees(row0) ? chunks[c].tokens : 0, limit1 = chunks[c].sees(row1) ? chunks[c].tokens : 0;
             SAPWOOD_UNROLL for (u32 n = 0; n < 2; ++n) {
                 SAPWOOD_UNROLL for (u32 j = 0; j < 2; ++j) {
-                    const bool valid = n * 8 + lane % 4 * 2 + j < chunk.tokens;
+                    const u32 token = n * 8 + lane % 4 * 2 + j;
                     f32(&x)[4] = s[c * 2 + n];
-                    x[j] = valid && see0 ? score(x[j]) : -infinity();
-                    x[2 + j] = valid && see1 ? score(x[2 + j]) : -infinity();
+                    x[j] = token < limit0 ? score(x[j]) : -infinity();
+                    x[2 + j] = token < limit1 ? score(x[2 + j]) : -infinity();
                     m0 = max_f32(m0, x[j]);
                     m1 = max_f32(m1, x[2 + j]);
                 }
@@ -130,8 +141,8 @@ struct DecodeConsumer {
         }
     }
 
-    SAPWOOD_DEVICE bool sees(const abi::Chunk& chunk) const {
-        return chunk.row_begin < row_block * 16 + 16 && chunk.row_end > row_block * 16 && chunk.row_begin < chunk.row_end;
+    SAPWOOD_DEVICE bool sees(const ChunkView& chunk) const {
+        return chunk.begin() < row_block * 16 + 16 && chunk.end() > row_block * 16 && chunk.begin() < chunk.end();
     }
 
     /// Pairs of chunks go round the warps that share a row block; `turn` counts the item's pairs.
@@ -141,7 +152,8 @@ struct DecodeConsumer {
             const bool mine = turn == part;
             if (++turn >= parts) turn = 0;
             if (!mine) continue;
-            const abi::Chunk chunks[2] = {shared.chunks(at.stage)[pair * 2], shared.chunks(at.stage)[pair * 2 + 1]};
+            const U32x4* words = reinterpret_cast<const U32x4*>(shared.chunks(at.stage) + pair * 2);
+            const ChunkView chunks[2] = {{words[0].y, words[0].z}, {words[1].y, words[1].z}};
             const u32 k_tile = k_stage + pair * 32 * Traits::KTile::kPitch, v_tile = v_stage + pair * 32 * Traits::VTile::kPitch;
             const bool first = sees(chunks[0]), second = sees(chunks[1]);
             if (kPairs && first && second) {
@@ -150,7 +162,7 @@ struct DecodeConsumer {
             }
             SAPWOOD_NO_UNROLL for (u32 c = 0; c < 2; ++c) {
                 if (c == 0 ? !first : !second) continue;
-                const abi::Chunk only[2] = {c == 0 ? chunks[0] : chunks[1], {}};
+                const ChunkView only[1] = {c == 0 ? chunks[0] : chunks[1]};
                 attend<1>(k_tile + c * 16 * Traits::KTile::kPitch, v_tile + c * 16 * Traits::VTile::kPitch, only);
             }
         }
@@ -176,8 +188,10 @@ struct DecodeConsumer {
                 release();
             }
             if (part != 0) continue;
-            if constexpr (!kTargetsEarly) targets.find(params, request_begin, rows, row_block);
-            write_rows<Traits>(params, targets, kv_head, state, row_block);
+            const ItemNote note = shared.note(warp_id());
+            warp_sync();  // all lanes have read it before the next item's is written
+            if constexpr (!kTargetsEarly) targets.find(params, note.request_begin, note.rows, row_block);
+            write_rows<Traits>(params, targets, note.kv_head, state, row_block);
         }
         const StageHeader* last = shared.header(at.stage);
         merge_partials<Traits>(params, finished, last->items, last->merges);
@@ -189,11 +203,14 @@ SAPWOOD_DEVICE void decode(const abi::DecodeParams& params) {
     using Traits = DecodeTraits<Config>;
     const DecodeShared<Traits> shared;
     if (thread_id() == 0) shared.ring.init(DecodeProducer<Traits>::kFullArrivals, Traits::kWarps);
-    block_sync();
     if (warp_id() >= Traits::kWarps) {
+        DecodeProducer<Traits> producer(params, shared);
+        producer.look_up();  // travels while the barriers are made
+        block_sync();
         if constexpr (Traits::kMoveRegisters) registers_release<Traits::kProducerRegisters>();
-        DecodeProducer<Traits>(params, shared).run();
+        producer.run();
     } else {
+        block_sync();
         if constexpr (Traits::kMoveRegisters) registers_take<Traits::kConsumerRegisters>();
         DecodeConsumer<Traits>(params, shared).run();
     }

@@ -13,16 +13,18 @@ inline constexpr u32 kComputeBarrier = 1;
 template <class Traits>
 SAPWOOD_DEVICE void add_parts(const DecodeShared<Traits>& shared, u32 stage, SoftmaxState<Traits::kHeadDimV>& state, u32 row_block,
                               u32 part, u32 parts) {
-    constexpr u32 kFloats = Traits::kHeadDimV / 2;  // a lane's accumulators
+    constexpr u32 kVectors = Traits::kHeadDimV / 8;  // a lane's accumulators, in fours
     const u32 lane = lane_id();
     const u32 blocks = Traits::kWarps / parts;  // slots are part-major; blocks * parts <= kWarps
     for (u32 live = parts; live > 1;) {
         const u32 kept = (live + 1) / 2;
         const u32 slot = ((part >= kept ? part - kept : part) * blocks + row_block);
-        f32* out = shared.scratch(stage) + slot * kFloats * 32;
+        F32x4* out = reinterpret_cast<F32x4*>(shared.scratch(stage)) + slot * kVectors * 32 + lane;
         f32* stats = shared.scratch_stats() + slot * 32;
         if (part >= kept && part < live) {
-            SAPWOOD_UNROLL for (u32 i = 0; i < kFloats; ++i) out[i * 32 + lane] = state.out[i / 4][i % 4];
+            SAPWOOD_UNROLL for (u32 i = 0; i < kVectors; ++i) {
+                out[i * 32] = {state.out[i][0], state.out[i][1], state.out[i][2], state.out[i][3]};
+            }
             if (lane % 4 == 0) {
                 SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
                     stats[(lane / 4 + h * 8) * 2] = state.maximum[h];
@@ -40,8 +42,12 @@ SAPWOOD_DEVICE void add_parts(const DecodeShared<Traits>& shared, u32 stage, Sof
             }
             state.rescale_to(maximum[0], maximum[1]);
             SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) state.sum[h] += factor[h] * stats[(lane / 4 + h * 8) * 2 + 1];
-            SAPWOOD_UNROLL for (u32 i = 0; i < kFloats; ++i) {
-                state.out[i / 4][i % 4] = fma_f32(factor[i % 4 / 2], out[i * 32 + lane], state.out[i / 4][i % 4]);
+            SAPWOOD_UNROLL for (u32 i = 0; i < kVectors; ++i) {
+                const F32x4 x = out[i * 32];
+                state.out[i][0] = fma_f32(factor[0], x.x, state.out[i][0]);
+                state.out[i][1] = fma_f32(factor[0], x.y, state.out[i][1]);
+                state.out[i][2] = fma_f32(factor[1], x.z, state.out[i][2]);
+                state.out[i][3] = fma_f32(factor[1], x.w, state.out[i][3]);
             }
         }
         live = kept;

@@ -34,8 +34,8 @@ constexpr unsigned decode_stage_bytes(const DecodeShape& s) {
 constexpr unsigned decode_query_hold_bytes(const DecodeShape& s) {
     return decode_query_in_registers(s) ? 0 : decode_block_q(s) * s.head_dim * 2;
 }
-/// Row maxima and sums of the scratch merge, ticket mailbox.
-constexpr unsigned decode_small_bytes(const DecodeShape& s) { return s.warps * 16 * 2 * 4 + 16; }
+/// Row maxima and sums of the scratch merge, ticket mailbox, a note of the item for each compute warp.
+constexpr unsigned decode_small_bytes(const DecodeShape& s) { return s.warps * 16 * 2 * 4 + 16 + s.warps * 16; }
 constexpr unsigned decode_shared_bytes(const DecodeShape& s) {
     return s.stages * (decode_stage_bytes(s) + decode_header_bytes(s)) + decode_query_hold_bytes(s) + decode_small_bytes(s) +
            2 * s.stages * 8;

@@ -33,7 +33,7 @@ struct DecodeProducer {
     static constexpr u32 kRows = Traits::kBlockQ / Traits::kProducers;
     static constexpr u32 kRowGroups = (kRows + 31) / 32;
     // Tiles that a look-up (of the chunk, then of the page) travels ahead of its use.
-    static constexpr u32 kAhead = Traits::kMoveRegisters && Traits::kBlockKv <= 64 ? 4 : 2;
+    static constexpr u32 kAhead = 3;
     static constexpr u32 kNoRow = ~0u;
     static constexpr u32 kCopyBarrier = 2;
     static_assert(kTokens == 16 || kTokens == 32, "a copy warp looks up one token a lane");
@@ -42,6 +42,8 @@ struct DecodeProducer {
     const DecodeShared<Traits>& shared;
     const u32 warp, lane;
     RingPosition<Traits::kStages> at;
+    U32x4 header{};
+    abi::Item item{};
 
     SAPWOOD_DEVICE DecodeProducer(const abi::DecodeParams& p, const DecodeShared<Traits>& s)
         : params(p), shared(s), warp(warp_id() - Traits::kWarps), lane(lane_id()) {}
@@ -56,19 +58,19 @@ struct DecodeProducer {
         if (lane == 0) mbarrier_arrive(barrier);
         at.advance();
     }
-    SAPWOOD_DEVICE void write_header(abi::StageKind kind, u32 kv_head, const abi::Item& item) {
+    SAPWOOD_DEVICE void write_header(abi::StageKind kind, u32 kv_head = 0) {
         if (warp != 0 || lane != 0) return;
-        StageHeader* header = shared.header(at.stage);
-        header->kind = static_cast<u32>(kind);
-        header->kv_head = kv_head;
-        header->item = item;
+        StageHeader* words = shared.header(at.stage);
+        words->kind = static_cast<u32>(kind);
+        words->kv_head = kv_head;
+        words->item = item;
     }
 
     /// Byte offset in q of the row that this lane looks up for its warp, one for each 32 rows.
     struct QueryRows {
         u64 offset[kRowGroups];
     };
-    SAPWOOD_DEVICE QueryRows find_query(const abi::Item& item) const {
+    SAPWOOD_DEVICE QueryRows find_query() const {
         QueryRows found;
         SAPWOOD_UNROLL for (u32 g = 0; g < kRowGroups; ++g) {
             const u32 row = warp * kRows + g * 32 + lane;
@@ -81,17 +83,17 @@ struct DecodeProducer {
         }
         return found;
     }
-    SAPWOOD_DEVICE void send_query(const abi::Item& item, u32 kv_head, const QueryRows& found) {
+    SAPWOOD_DEVICE void send_query(u32 kv_head, const QueryRows& found) {
         const u32 rows = item.requests * Traits::kGroup;
         const u8* head = static_cast<const u8*>(params.q) + static_cast<u64>(kv_head) * Traits::kGroup * params.q_head_stride;
         constexpr u32 kColumns = Traits::kHeadDim / 8;
         constexpr u32 kCount = (kRows < 32 ? kRows : 32) * kColumns;
         shared.ring.wait_empty(at);
-        write_header(abi::StageKind::query, kv_head, item);
+        write_header(abi::StageKind::query, kv_head);
         SAPWOOD_UNROLL for (u32 g = 0; g < kRowGroups; ++g) {
             const u32 begin = warp * kRows + g * 32;
             if (begin >= rows) break;
-            SAPWOOD_UNROLL for (u32 i = 0; i < kCount; i += 32) {
+            SAPWOOD_NO_UNROLL for (u32 i = 0; i < kCount; i += 32) {
                 const u32 local = (i + lane) / kColumns, column = (i + lane) % kColumns;
                 const u64 from = static_cast<u64>(shfl(static_cast<u32>(found.offset[g] >> 32), local)) << 32 |
                                  shfl(static_cast<u32>(found.offset[g]), local);
@@ -104,34 +106,33 @@ struct DecodeProducer {
         publish();
     }
 
-    /// An abi::Chunk as it travels through the copy warps: its words, unopened (16-bit fields would take a register each).
-    struct ChunkWords {
-        u32 position, rows, tokens;
-    };
-    /// The chunk that this lane's token lies in.
-    SAPWOOD_DEVICE ChunkWords load_chunk(const abi::Item& item, u32 tile) const {
-        if (tile >= item.tiles) return {0, 0, 0};
+    /// Lane l holds word l % 4 of the abi::Chunk that token l of this warp's part of a tile lies in. Never as whole structs: the
+    /// warp's chunk would be uniform, go to uniform registers, and moving it there waits for the load.
+    SAPWOOD_DEVICE u32 load_chunk(u32 tile) const {
+        if (tile >= item.tiles) return 0;
         const u32 index = item.chunk_begin + tile * Traits::kChunks + warp * kOwnChunks + (lane % kTokens) / abi::kChunkTokens;
-        const U32x4 words = load_readonly_16(params.chunks + index);
-        return {words.x, words.y, words.z};
+        return load_readonly_4(reinterpret_cast<const u32*>(params.chunks + index) + lane % 4);
     }
-    SAPWOOD_DEVICE u32 find_row(const ChunkWords& chunk) const {
+    SAPWOOD_DEVICE u32 position_of(u32 words) const { return shfl(words, lane & 16); }
+    SAPWOOD_DEVICE u32 tokens_of(u32 words, u32 chunk) const { return shfl(words, chunk * 16 + 2); }
+    SAPWOOD_DEVICE u32 find_row(u32 words) const {
         const u32 token = lane % abi::kChunkTokens;
-        return token < chunk.tokens ? Traits::KvSource::row(params.page_table, chunk.position + token) : kNoRow;
+        const u32 position = position_of(words), tokens = shfl(words, (lane & 16) + 2);
+        return token < tokens ? Traits::KvSource::row(params.page_table, position + token) : kNoRow;
     }
 
-    SAPWOOD_DEVICE void send_tile(const ChunkWords& chunk, u32 own_row, const u8* k, const u8* v) {
+    SAPWOOD_DEVICE void send_tile(u32 words, u32 own_row, const u8* k, const u8* v) {
         shared.ring.wait_empty(at);
-        if (lane < kTokens && lane % abi::kChunkTokens == 0) {
-            U32x4* words = reinterpret_cast<U32x4*>(shared.chunks(at.stage));
-            words[warp * kOwnChunks + lane / abi::kChunkTokens] = {chunk.position, chunk.rows, chunk.tokens, 0};
+        if (lane < kTokens && lane % 16 < 4) {
+            u32* chunk = reinterpret_cast<u32*>(shared.chunks(at.stage) + warp * kOwnChunks + lane / 16);
+            chunk[lane % 16] = words;
         }
-        write_header(abi::StageKind::tile, 0, abi::Item{});
+        write_header(abi::StageKind::tile);
         const u32 k_stage = shared.stage(at.stage) + warp * kTokens * Traits::KTile::kPitch;
         const u32 v_stage =
             shared.stage(at.stage) + Traits::kBlockKv * Traits::KTile::kPitch + warp * kTokens * Traits::VTile::kPitch;
         SAPWOOD_UNROLL for (u32 c = 0; c < kOwnChunks; ++c) {
-            const u32 tokens = shfl(chunk.tokens, c * abi::kChunkTokens);
+            const u32 tokens = tokens_of(words, c);
             if (tokens == 0) continue;  // padding: nobody reads it
             if (tokens == abi::kChunkTokens) {
                 copy_chunk<true>(k_stage, v_stage, c, own_row, k, v);
@@ -176,7 +177,7 @@ struct DecodeProducer {
 
     SAPWOOD_DEVICE void send_empty(abi::StageKind kind, u32 items, u32 merges) {
         shared.ring.wait_empty(at);
-        write_header(kind, 0, abi::Item{});
+        write_header(kind);
         if (leader()) {
             shared.header(at.stage)->items = items;
             shared.header(at.stage)->merges = merges;
@@ -184,19 +185,19 @@ struct DecodeProducer {
         publish();
     }
 
-    SAPWOOD_DEVICE void send_item(const abi::Item& item, u32 kv_head) {
+    SAPWOOD_DEVICE void send_item(u32 kv_head) {
         // Two chains of dependent look-ups, chunk then page and request then row, in flight together; registers as a queue, shifted
         // once a tile, because a ring would index them at run time.
-        ChunkWords chunk[2 * kAhead];
+        u32 chunk[2 * kAhead];
         u32 row[kAhead];
-        SAPWOOD_UNROLL for (u32 i = 0; i < 2 * kAhead; ++i) chunk[i] = load_chunk(item, i);
-        const QueryRows query = find_query(item);
+        SAPWOOD_UNROLL for (u32 i = 0; i < 2 * kAhead; ++i) chunk[i] = load_chunk(i);
+        const QueryRows query = find_query();
         SAPWOOD_UNROLL for (u32 i = 0; i < kAhead; ++i) row[i] = find_row(chunk[i]);
-        send_query(item, kv_head, query);
+        send_query(kv_head, query);
         const u8* k = static_cast<const u8*>(params.k) + static_cast<u64>(kv_head) * static_cast<u64>(params.k_head_stride);
         const u8* v = static_cast<const u8*>(params.v) + static_cast<u64>(kv_head) * static_cast<u64>(params.v_head_stride);
         for (u32 tile = 0; tile < item.tiles; ++tile) {
-            const ChunkWords after = load_chunk(item, tile + 2 * kAhead);
+            const u32 after = load_chunk(tile + 2 * kAhead);
             const u32 row_after = find_row(chunk[kAhead]);
             send_tile(chunk[0], row[0], k, v);
             SAPWOOD_UNROLL for (u32 i = 0; i + 1 < 2 * kAhead; ++i) chunk[i] = chunk[i + 1];
@@ -222,11 +223,15 @@ struct DecodeProducer {
         return shared.mailbox()[turn % 2];
     }
 
+    /// The launch's counts and the block's first item, before the ring is ready.
+    SAPWOOD_DEVICE void look_up() {
+        header = load_readonly_16(params.header);
+        item = load_item(block_id() / params.kv_heads < params.item_capacity ? block_id() / params.kv_heads : 0);
+    }
+
     SAPWOOD_DEVICE void run() {
-        const U32x4 header = load_readonly_16(params.header);
         // The first item is the block's own number if nobody waits for anybody. With merges blocks do wait, and a block that is not
         // resident yet must not hold work that others wait for: then every ticket is drawn.
-        abi::Item item = load_item(block_id() / params.kv_heads < params.item_capacity ? block_id() / params.kv_heads : 0);
         const u32 tickets = header.x * params.kv_heads, merges = header.y;
         const u32 base = merges == 0 ? grid_size() : 0;
         u32 ticket = block_id();
@@ -236,7 +241,7 @@ struct DecodeProducer {
         }
         for (u32 turn = 0; ticket < tickets; ++turn) {
             const u32 drawn = leader() ? base + atomic_add_relaxed(&params.counters->ticket, 1) : 0;  // travels with the item
-            send_item(item, ticket % params.kv_heads);
+            send_item(ticket % params.kv_heads);
             ticket = share(turn, drawn);
             if (ticket < tickets) item = load_item(ticket / params.kv_heads);
         }

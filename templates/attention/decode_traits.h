@@ -21,8 +21,8 @@ struct DecodeTraits : Config {
 
     // Whole warpgroups in both roles: the copy warps hand registers over, so that compute warps can keep fragments in flight.
     static constexpr bool kMoveRegisters = Config::kWarps == 8 && Config::kProducers == 4 && Config::kBlocks == 1;
-    static constexpr u32 kProducerRegisters = 104;  // 104 + 2 * 200 = the 3 * 168 of the launch
-    static constexpr u32 kConsumerRegisters = 200;
+    static constexpr u32 kProducerRegisters = 88;  // 88 + 2 * 208 = the 3 * 168 of the launch
+    static constexpr u32 kConsumerRegisters = 208;
 
     using KTile = Swizzle<Config::kHeadDim / 8>;
     using VTile = Swizzle<Config::kHeadDimV / 8>;
@@ -33,7 +33,8 @@ struct DecodeTraits : Config {
     static constexpr u32 kQueryHold = kHeaders + Config::kStages * kHeaderBytes;
     static constexpr u32 kScratchStats = kQueryHold + abi::decode_query_hold_bytes(kShape);
     static constexpr u32 kMailbox = kScratchStats + Config::kWarps * 16 * 2 * 4;
-    static constexpr u32 kBarriers = kMailbox + 16;
+    static constexpr u32 kNotes = kMailbox + 16;
+    static constexpr u32 kBarriers = kNotes + Config::kWarps * 16;
     static_assert(kBarriers + 2 * Config::kStages * 8 == abi::decode_shared_bytes(kShape));
 };
 
@@ -44,6 +45,10 @@ struct alignas(16) StageHeader {
     u32 items;       // of the stop stage: work items of the launch, all heads
     u32 merges;      // of the stop stage
     abi::Item item;  // of a query stage
+};
+
+struct alignas(16) ItemNote {
+    u32 request_begin, rows, kv_head, reserved;
 };
 
 /// The block's shared memory, seen through the traits.
@@ -61,6 +66,8 @@ struct DecodeShared {
     }
     SAPWOOD_DEVICE abi::Chunk* chunks(u32 index) const { return reinterpret_cast<abi::Chunk*>(header(index) + 1); }
     SAPWOOD_DEVICE f32* scratch_stats() const { return reinterpret_cast<f32*>(base + Traits::kScratchStats); }
+    /// What a compute warp need not hold in registers while the item streams by.
+    SAPWOOD_DEVICE ItemNote& note(u32 warp) const { return reinterpret_cast<ItemNote*>(base + Traits::kNotes)[warp]; }
     SAPWOOD_DEVICE u32* mailbox() const { return reinterpret_cast<u32*>(base + Traits::kMailbox); }
 };
 

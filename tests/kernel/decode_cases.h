@@ -49,8 +49,8 @@ struct DecodeCase {
 };
 const std::vector<DecodeCase>& decode_cases();
 
-/// Host memory of a case. Nodes begin at odd positions, with free slots behind each; pages are in random order, and some of the pool
-/// are in no table. Slots that no token owns are NaN.
+/// Host memory of a case. Nodes begin at odd positions, with free slots behind each; pages are in random order, and some of the
+/// pool are in no table. Slots that no token owns are NaN.
 class Scene {
 public:
     explicit Scene(const DecodeCase& which);
@@ -61,8 +61,8 @@ public:
     std::vector<std::uint16_t> q, k, v, out;
     std::vector<float> lse;
     std::vector<std::int32_t> pages;
-    /// Numbers that the values of a node's tokens and of a request's query follow from. Change them, then fill(), to give other ids the
-    /// same content.
+    /// Numbers that the values of a node's tokens and of a request's query follow from. Change them, then fill(), to give other ids
+    /// the same content.
     std::vector<std::int64_t> content;
     std::vector<std::int32_t> query;
 
@@ -74,7 +74,8 @@ public:
     /// Values of Q, and of K and V for every token that a live node owns now.
     void fill();
     void poison();  // out and lse
-    /// What is wrong with out and lse, judged by the fp64 oracle; empty: nothing. Rows and gaps that are nobody's must be untouched.
+    /// What is wrong with out and lse, judged by the fp64 oracle; empty: nothing. Rows and gaps that are nobody's must be
+    /// untouched.
     std::string fault() const { return fault(forest); }
     std::string fault(const Forest& as_of) const;
     std::vector<double> row(std::int32_t request) const;  // of out

@@ -18,10 +18,10 @@ using namespace sapwood::test;
 
 namespace {
 
-#define ON_BOTH(name, body)                            \
+#define ON_BOTH(name, body)                                     \
     TEST_CASE("decode on host: " name) { body(host_target()); } \
-    TEST_CASE("decode on gpu: " name) {                \
-        if (support::gpu_available()) body(gpu_target()); \
+    TEST_CASE("decode on gpu: " name) {                         \
+        if (support::gpu_available()) body(gpu_target());       \
     }
 
 DecodePlan plan_of(const Target& target, const Scene& scene, const DecodeLimits& limits = {}) {
@@ -242,7 +242,8 @@ void offsets_are_wide(const Target& target) {
             for (const Node& node : nodes) {
                 const std::int64_t begin = (head * kRows + node.kv_begin) * kDim, count = node.tokens * kDim;
                 for (std::int64_t i = begin; i < begin + count; ++i)
-                    pool.host[i] = support::to_bf16(support::value(3, &pool == pools ? support::Stream::k : support::Stream::v, number++));
+                    pool.host[i] =
+                        support::to_bf16(support::value(3, &pool == pools ? support::Stream::k : support::Stream::v, number++));
                 if (target.device)
                     target.device->copy_to_device(pool.device + static_cast<std::uint64_t>(begin) * 2, pool.host + begin,
                                                   static_cast<std::size_t>(count) * 2, nullptr);

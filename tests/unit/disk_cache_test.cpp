@@ -45,6 +45,82 @@ TEST_CASE("disk cache: compiled once, then memory, then disk in the next process
     CHECK(origin == Origin::compiled);
 }
 
+/// Of one family with FakeCompiler, and not installed.
+class MissingCompiler : public Compiler {
+public:
+    std::string identity() override { raise(ErrorCode::kNoCompiler, "no fake was found", "searched here"); }
+    std::string family() override { return family_text; }
+    Artifact compile(const CompileRequest&) override { raise(ErrorCode::kNoCompiler, "no fake was found"); }
+    std::string family_text;
+};
+
+TEST_CASE("disk cache: without a compiler, what any build of it has left on disk serves") {
+    test::TempDir dir;
+    const fs::path root = dir.path() / "cache";
+    test::FakeCompiler older, newer;
+    older.payload_bytes = 300;
+    newer.identity_text = "fake-build-2";
+    const CompileRequest request = test::request_for("a");
+    for (test::FakeCompiler* compiler : {&older, &newer}) DiskCache(root).get_or_compile(request, *compiler);
+    MissingCompiler missing;
+    Origin origin{};
+    {
+        DiskCache cache(root);
+        CHECK(cache.get_or_compile(request, missing, &origin)->payload == test::payload_of("a"));  // the newer one's
+        CHECK(origin == Origin::disk);
+        cache.get_or_compile(request, missing, &origin);
+        CHECK(origin == Origin::memory);
+        MissingCompiler other;  // e.g. with a sanitizer among its flags
+        other.family_text = "other";
+        CHECK_THROWS_AS(cache.get_or_compile(request, other), Error);
+        try {
+            cache.get_or_compile(test::request_for("b"), missing);
+            FAIL("made from nothing");
+        } catch (const Error& error) {
+            CHECK(error.code() == ErrorCode::kNoCompiler);
+            CHECK(std::string(error.what()) ==
+                  "no_compiler: kernel decode<b> is not in the kernel cache " + root.string() + ", and no fake was found");
+            CHECK(error.detail() == "searched here");
+        }
+    }
+    const auto fails = [&] {
+        try {
+            DiskCache(root).get_or_compile(request, missing);
+        } catch (const Error& error) {
+            return error.code() == ErrorCode::kNoCompiler;
+        }
+        return false;
+    };
+    // A damaged reference never leads to another kernel, a dangling one to nothing.
+    DiskCache(root).get_or_compile(test::request_for("c"), newer);
+    std::vector<fs::path> references;
+    for (const auto& file : fs::recursive_directory_iterator(root / "v1" / "sources")) {
+        if (file.is_regular_file()) references.push_back(file.path());
+    }
+    REQUIRE(references.size() == 2);
+    const auto first = test::read_bytes(references[0]), second = test::read_bytes(references[1]);
+    test::write_bytes(references[0], second);
+    test::write_bytes(references[1], first);
+    CHECK(fails());
+    for (std::size_t bit = 0; bit < first.size() * 8; bit += 5) {
+        for (std::size_t i : {0, 1}) {
+            auto bytes = i == 0 ? first : second;
+            bytes[bit / 8] ^= std::byte{1} << bit % 8;
+            test::write_bytes(references[i], bytes);
+        }
+        CHECK(fails());
+    }
+    test::write_bytes(references[0], first);
+    test::write_bytes(references[1], second);
+    CHECK(!fails());
+    fs::remove(test::entry_path(root, content_digest(request, newer.identity())));
+    CHECK(fails());
+    DiskCache(root).collect(test::read_bytes(test::entry_path(root, content_digest(request, older.identity()))).size());
+    CHECK(fs::exists(references[0]) + fs::exists(references[1]) <= 1);
+    DiskCache(root).clear();
+    CHECK(fs::exists(references[0]) + fs::exists(references[1]) == 0);
+}
+
 TEST_CASE("disk cache: two threads, one compile; a failure is told to both, not kept, and publishes nothing") {
     test::TempDir dir;
     DiskCache cache(dir.path());

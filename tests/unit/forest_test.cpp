@@ -43,8 +43,7 @@ void refuses(Forest& forest, ErrorCode code, const std::vector<std::string>& wor
         FAIL("accepted; expected an error with: " << words.front());
     } catch (const Error& error) {
         CHECK(error.code() == code);
-        for (const std::string& word : words)
-            CHECK(error.what() == doctest::Contains(word.c_str()));
+        for (const std::string& word : words) CHECK(error.what() == doctest::Contains(word.c_str()));
     }
     CHECK(seen(forest) == before);
 }

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+// The decode kernels that the planner chooses by itself, compiled for SMs that need not be here: nothing spills, everything fits.
+#include <doctest/doctest.h>
+
+#include <mutex>
+
+#include "cuda/device.h"
+#include "cuda/nvrtc.h"
+#include "cuda/sm_table.h"
+#include "sapwood/sapwood.h"
+#include "support/cache_fixture.h"
+#include "support/parallel.h"
+
+using namespace sapwood;
+
+namespace {
+
+struct Shape {
+    DType dtype;
+    std::int32_t head_dim, head_dim_v, group, page_size;
+    float softcap;
+    bool shared;  // one prefix under all requests (wide blocks), or a run of its own for each (narrow ones)
+};
+
+// Those that every SM must have, then more of them for one SM: each value of each field, in combinations that differ.
+constexpr Shape kEverywhere[] = {
+    {DType::bf16, 64, 0, 8, 16, 0, false},  {DType::fp16, 96, 0, 4, 1, 0, true},      {DType::bf16, 128, 0, 4, 1, 0, true},
+    {DType::fp16, 128, 0, 1, 0, 50, false}, {DType::bf16, 192, 128, 16, 64, 0, true}, {DType::fp16, 256, 0, 2, 16, 30, true},
+};
+constexpr Shape kOnOne[] = {
+    {DType::fp16, 64, 0, 1, 0, 20, true},     {DType::fp16, 96, 0, 7, 32, 0, false}, {DType::bf16, 128, 0, 64, 128, 0, false},
+    {DType::fp16, 128, 0, 16, 1, 30, true},   {DType::bf16, 128, 0, 3, 0, 0, true},  {DType::fp16, 192, 0, 1, 1, 0, false},
+    {DType::bf16, 192, 128, 4, 16, 50, true}, {DType::bf16, 256, 0, 5, 0, 0, false},
+};
+
+Forest forest_for(const Shape& shape) {
+    std::vector<Node> nodes = {{.parent = -1, .tokens = shape.shared ? 4096 : 0, .kv_begin = 0}};
+    for (int i = 0; i < 64; ++i) nodes.push_back({.parent = 0, .tokens = 512, .kv_begin = 4096 + 512 * i});
+    return Forest::from_nodes(nodes);
+}
+
+/// What is wrong with the kernel that this SM gets for this shape; one line, or empty.
+std::string fault_of(Engine& engine, const Shape& shape) {
+    DecodePlan plan = engine.plan_decode({.q_heads = shape.group * 2,
+                                          .kv_heads = 2,
+                                          .head_dim = shape.head_dim,
+                                          .head_dim_v = shape.head_dim_v,
+                                          .dtype = shape.dtype,
+                                          .page_size = shape.page_size,
+                                          .softcap = shape.softcap},
+                                         forest_for(shape));
+    const std::string key = plan.kernel_key() + ": ";
+    const KernelReport report = engine.prepare(plan);
+    const int blocks = plan.info().config.blocks, registers = (report.registers + 7) / 8 * 8;  // dealt out in eights
+    const cuda::DeviceInfo sm = cuda::offline_device(engine.target());
+    if (report.registers <= 0) return key + "no register count";
+    if (report.spill_bytes != 0)
+        return key + std::to_string(report.spill_bytes) + " bytes spilled at " + std::to_string(report.registers) + " registers";
+    if (report.shared_bytes > sm.max_shared_per_block_optin) return key + std::to_string(report.shared_bytes) + " bytes shared";
+    if ((report.shared_bytes + sm.reserved_shared_per_block) * blocks > sm.max_shared_per_sm)
+        return key + std::to_string(blocks) + " blocks of " + std::to_string(report.shared_bytes) +
+               " bytes shared do not fit an SM";
+    if (registers * report.threads * blocks > sm.max_registers_per_sm)
+        return key + std::to_string(registers) + " registers x " + std::to_string(report.threads) + " threads x " +
+               std::to_string(blocks) + " blocks do not fit an SM";
+    if (engine.binary(plan).size() < 1024) return key + "no cubin";
+    return {};
+}
+
+}  // namespace
+
+TEST_CASE("compile matrix: default decode kernels on every SM spill nothing and fit") {
+    if (cuda::Nvrtc().path().empty()) {
+        MESSAGE("NVRTC was not found; skipped");
+        return;
+    }
+    test::TempDir dir;
+    std::vector<std::unique_ptr<Engine>> engines;
+    std::vector<std::pair<Engine*, const Shape*>> jobs;
+    const auto supported = cuda::Nvrtc().supported_archs();
+    for (const char* target : {"sm_90a", "sm_80", "sm_86", "sm_89", "sm_100a", "sm_120a"}) {
+        if (std::find(supported.begin(), supported.end(), std::atoi(target + 3)) == supported.end()) {
+            MESSAGE("this NVRTC does not know " << target << "; left out");
+            continue;
+        }
+        engines.push_back(std::make_unique<Engine>(EngineOptions{.target = target, .cache_dir = dir.path() / "cache"}));
+        for (const Shape& shape : kEverywhere) jobs.emplace_back(engines.back().get(), &shape);
+        if (engines.size() > 1) continue;
+        for (const Shape& shape : kOnOne) jobs.emplace_back(engines.back().get(), &shape);
+    }
+    std::mutex mutex;
+    std::string faults;
+    support::parallel_for(static_cast<std::int64_t>(jobs.size()), 1, [&](std::int64_t begin, std::int64_t) {
+        const auto& [engine, shape] = jobs[static_cast<std::size_t>(begin)];
+        std::string fault;
+        try {
+            fault = fault_of(*engine, *shape);
+        } catch (const Error& error) {
+            fault = engine->target() + " d" + std::to_string(shape->head_dim) + ": " + error.what();
+        }
+        const std::lock_guard lock(mutex);
+        if (!fault.empty()) faults += "\n  " + fault;
+    });
+    CHECK_MESSAGE(faults.empty(), "of " << jobs.size() << " kernels these do not hold up:" << faults);
+}
