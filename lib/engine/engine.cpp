@@ -18,7 +18,18 @@
 
 namespace sapwood {
 
+namespace {
+
+/// Tells engines apart for good: the next one may lie where the last one lay.
+std::uint64_t next_identity() {
+    static std::atomic<std::uint64_t> next{1};
+    return next.fetch_add(1, std::memory_order_relaxed);
+}
+
+}  // namespace
+
 struct Engine::Impl {
+    const std::uint64_t identity = next_identity();
     EngineOptions options;
     TargetSetup setup;
     jit::DiskCache cache;
@@ -82,6 +93,12 @@ struct Engine::Impl {
         return table.publish(kernel);
     }
 
+    Kernel* kernel(const KernelKey& key, jit::Origin* origin) {
+        *origin = jit::Origin::memory;
+        Kernel* present = table.find(key);
+        return present != nullptr ? present : build(key, origin);
+    }
+
     void check_plan(const DecodePlan::Impl& plan) const {
         if (plan.limits.target != setup.target || plan.limits.sms != setup.limits.sms) {
             raise(ErrorCode::kUnsupportedDevice, "the plan was made for " + plan.limits.target + " with " +
@@ -99,7 +116,7 @@ struct Engine::Impl {
 
     PlanBuffers& buffers(DecodePlan::Impl& plan) const { return *static_cast<PlanBuffers*>(plan.device.get()); }
     bool ready(const DecodePlan::Impl& plan) const {
-        return plan.device != nullptr && static_cast<const PlanBuffers*>(plan.device.get())->engine() == this;
+        return plan.device != nullptr && static_cast<const PlanBuffers*>(plan.device.get())->engine() == identity;
     }
 };
 
@@ -119,10 +136,9 @@ KernelReport Engine::prepare(DecodePlan& plan) {
     impl_->check_plan(host);
     const KernelKey key = decode_key(host.problem, host.config, impl_->setup.target);
     jit::Origin origin = jit::Origin::memory;
-    Kernel* kernel = impl_->table.find(key);
-    if (kernel == nullptr) kernel = impl_->build(key, &origin);
+    Kernel* kernel = impl_->kernel(key, &origin);
     if (impl_->setup.memory && !impl_->ready(host)) {
-        host.device = std::make_shared<PlanBuffers>(impl_->setup.memory, host, kernel, impl_.get());
+        host.device = std::make_shared<PlanBuffers>(impl_->setup.memory, host, kernel, impl_->identity);
     }
     const jit::Artifact& artifact = *kernel->artifact;
     KernelReport report;
@@ -204,7 +220,8 @@ std::string Engine::source(const DecodePlan& plan) const {
 std::vector<std::byte> Engine::binary(DecodePlan& plan) {
     prepare(plan);
     const DecodePlan::Impl& host = plan.impl();
-    return impl_->table.find(decode_key(host.problem, host.config, impl_->setup.target))->artifact->payload;
+    jit::Origin origin = jit::Origin::memory;
+    return impl_->kernel(decode_key(host.problem, host.config, impl_->setup.target), &origin)->artifact->payload;
 }
 
 }  // namespace sapwood

@@ -23,7 +23,7 @@ private:
 
 }  // namespace
 
-PlanBuffers::PlanBuffers(std::shared_ptr<Memory> memory, const DecodePlan::Impl& plan, Kernel* kernel, const void* engine)
+PlanBuffers::PlanBuffers(std::shared_ptr<Memory> memory, const DecodePlan::Impl& plan, Kernel* kernel, std::uint64_t engine)
     : memory_(std::move(memory)), kernel_(kernel), engine_(engine) {
     const DecodeProblem& problem = plan.problem;
     Layout layout;

@@ -13,7 +13,7 @@ namespace sapwood {
 
 class PlanBuffers {
 public:
-    PlanBuffers(std::shared_ptr<Memory> memory, const DecodePlan::Impl& plan, Kernel* kernel, const void* engine);
+    PlanBuffers(std::shared_ptr<Memory> memory, const DecodePlan::Impl& plan, Kernel* kernel, std::uint64_t engine);
     ~PlanBuffers();
     PlanBuffers(const PlanBuffers&) = delete;
     PlanBuffers& operator=(const PlanBuffers&) = delete;
@@ -26,13 +26,13 @@ public:
     /// The parameter block with everything but the tensors.
     const abi::DecodeParams& base() const noexcept { return base_; }
     Kernel* kernel() const noexcept { return kernel_; }
-    const void* engine() const noexcept { return engine_; }
+    std::uint64_t engine() const noexcept { return engine_; }
     Memory& memory() const noexcept { return *memory_; }
 
 private:
     std::shared_ptr<Memory> memory_;
     Kernel* kernel_;
-    const void* engine_;
+    std::uint64_t engine_;
     void* block_ = nullptr;
     abi::DecodeParams base_{};
     std::uint64_t revision_ = 0;

@@ -11,19 +11,22 @@ namespace {
 
 std::int64_t whole_chunks(std::int64_t tokens) { return (tokens + abi::kChunkTokens - 1) / abi::kChunkTokens * abi::kChunkTokens; }
 
-/// Items of each key, by counting: the items of key k are list[begin[k] .. begin[k + 1]).
+/// Items of each key, by counting: the items of key k are list[begin[k] .. begin[k + 1]), in rising order.
 struct Buckets {
     std::vector<std::int32_t> begin, list;
     template <class KeyOf>
     Buckets(std::size_t keys, std::size_t items, KeyOf key_of) : begin(keys + 1, 0) {
         for (std::size_t i = 0; i < items; ++i) {
-            if (const std::int32_t key = key_of(i); key >= 0) ++begin[key + 1];
+            if (const std::int32_t key = key_of(i); key >= 0) ++begin[static_cast<std::size_t>(key)];
         }
-        for (std::size_t k = 0; k < keys; ++k) begin[k + 1] += begin[k];
-        list.resize(begin[keys]);
-        std::vector<std::int32_t> at(begin.begin(), begin.end() - 1);
-        for (std::size_t i = 0; i < items; ++i) {
-            if (const std::int32_t key = key_of(i); key >= 0) list[at[key]++] = static_cast<std::int32_t>(i);
+        std::int32_t sum = 0;
+        for (std::int32_t& end : begin) end = sum += end;
+        list.resize(static_cast<std::size_t>(sum));
+        // Filling from the back turns each end into its begin.
+        for (std::size_t i = items; i-- > 0;) {
+            if (const std::int32_t key = key_of(i); key >= 0) {
+                list[static_cast<std::size_t>(--begin[static_cast<std::size_t>(key)])] = static_cast<std::int32_t>(i);
+            }
         }
     }
 };

@@ -12,7 +12,7 @@ constexpr double kBytesPerMicrosecond = 3.0e6;
 // A worker alone on the chip streams at most so much faster than with all others at work (latency, then its own arithmetic).
 constexpr double kAlone = 0.7;
 // Waiting for the last item and reading the first partial results, before merging.
-constexpr double kMergeMicroseconds = 4.0;
+constexpr double kMergeMicroseconds = 5.0;
 // Arithmetic of one SM on 16 query rows and 64 keys at head dim 128: about 0.75 us for 8 row blocks and 32 keys, measured on an
 // H100.
 constexpr double kRowBlockMicroseconds = 0.19;
@@ -105,6 +105,7 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
         if (input.aimed != 0) break;
     }
     best.makespan /= microsecond;
+    best.even_share = all * input.kv_heads / workers / microsecond;
     return best;
 }
 

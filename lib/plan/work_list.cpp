@@ -20,17 +20,16 @@ std::int64_t chunks_of(std::int64_t tokens) { return (tokens + kChunk - 1) / kCh
 void WorkList::emit_run(const ForestOrder& order, const Run& run, std::int64_t first_chunk, std::int64_t count,
                         std::int32_t hull_begin, std::int32_t group) {
     const ForestOrder::Entry& entry = order.entries[run.entry];
-    for (std::int64_t c = first_chunk; c < first_chunk + count; ++c) {
-        const std::int64_t token = run.token_begin + c * kChunk;
-        abi::Chunk chunk{};
-        chunk.position = static_cast<std::uint32_t>(entry.kv_begin + token);
-        chunk.row_begin = static_cast<std::uint16_t>((run.request_begin - hull_begin) * group);
-        chunk.row_end = static_cast<std::uint16_t>((run.request_end - hull_begin) * group);
-        chunk.tokens = static_cast<std::uint32_t>(std::min(kChunk, run.token_begin + run.tokens - token));
-        chunks.push_back(chunk);
-    }
-    if (run.ends && first_chunk + count == chunks_of(run.tokens)) {
-        last_chunks_.push_back({static_cast<std::uint32_t>(chunks.size() - 1), last_of_node_[entry.node]});
+    abi::Chunk chunk = {.position = static_cast<std::uint32_t>(entry.kv_begin + run.token_begin + first_chunk * kChunk),
+                        .row_begin = static_cast<std::uint16_t>((run.request_begin - hull_begin) * group),
+                        .row_end = static_cast<std::uint16_t>((run.request_end - hull_begin) * group),
+                        .tokens = kChunk,
+                        .reserved = 0};
+    for (std::int64_t c = 0; c < count; ++c, chunk.position += kChunk) *end_++ = chunk;
+    if (first_chunk + count < chunks_of(run.tokens)) return;
+    end_[-1].tokens = static_cast<std::uint32_t>(run.tokens - (first_chunk + count - 1) * kChunk);
+    if (run.ends) {
+        last_chunks_.push_back({static_cast<std::uint32_t>(end_ - chunks.data() - 1), last_of_node_[entry.node]});
         last_of_node_[entry.node] = static_cast<std::int32_t>(last_chunks_.size() - 1);
     }
 }
@@ -42,53 +41,45 @@ void WorkList::emit_item(const ForestOrder& order, std::span<const Run> runs, st
         end = std::max(end, run.request_end);
     }
     abi::Item item{};
-    item.chunk_begin = static_cast<std::uint32_t>(chunks.size());
+    const abi::Chunk* first = end_;
+    item.chunk_begin = static_cast<std::uint32_t>(end_ - chunks.data());
     item.request_begin = static_cast<std::uint32_t>(requests.size());
     item.requests = static_cast<std::uint16_t>(end - begin);
 
-    // Runs that few rows see would keep one warp busy at a time: let them take turns with the other rows' runs, a pair of chunks
-    // each.
+    // Runs that few rows see would keep one warp busy at a time: let them take turns with the other rows' runs, a pair of chunks each.
     const auto narrow = [&](const Run& run) { return (run.request_end - run.request_begin) * group <= kRowBlock; };
-    struct Turn {
-        const Run* run;
-        std::int64_t next;
-    };
-    static constexpr std::size_t kQueues = 8;
-    std::vector<const Run*> queues[kQueues];
-    std::int32_t used = 0;
+    const bool one_row_block = (end - begin) * group <= kRowBlock;
+    for (auto& queue : queues_) queue.clear();
     for (const Run& run : runs) {
-        if (!narrow(run) || (end - begin) * group <= kRowBlock) {
+        if (one_row_block || !narrow(run)) {
             emit_run(order, run, 0, chunks_of(run.tokens), begin, group);
-            continue;
+        } else {
+            queues_[static_cast<std::size_t>((run.request_begin - begin) * group / kRowBlock) % kQueues].push_back(&run);
         }
-        auto& queue = queues[static_cast<std::size_t>((run.request_begin - begin) * group / kRowBlock) % kQueues];
-        if (queue.empty()) ++used;
-        queue.push_back(&run);
     }
-    Turn turns[kQueues] = {};
-    std::size_t at[kQueues] = {};
-    for (bool any = used > 0; any;) {
+    struct Turn {
+        std::size_t run = 0;
+        std::int64_t chunk = 0;
+    };
+    Turn turns[kQueues];
+    for (bool any = true; any;) {
         any = false;
         for (std::size_t q = 0; q < kQueues; ++q) {
-            std::int64_t room = kPair;
-            while (room > 0 && at[q] < queues[q].size()) {
-                turns[q].run = queues[q][at[q]];
-                const std::int64_t all = chunks_of(turns[q].run->tokens);
-                const std::int64_t count = std::min(room, all - turns[q].next);
-                emit_run(order, *turns[q].run, turns[q].next, count, begin, group);
-                turns[q].next += count;
+            for (std::int64_t room = kPair; room > 0 && turns[q].run < queues_[q].size();) {
+                const Run& run = *queues_[q][turns[q].run];
+                const std::int64_t count = std::min(room, chunks_of(run.tokens) - turns[q].chunk);
+                emit_run(order, run, turns[q].chunk, count, begin, group);
+                turns[q].chunk += count;
                 room -= count;
-                if (turns[q].next == all) {
-                    ++at[q];
-                    turns[q].next = 0;
-                }
+                if (turns[q].chunk == chunks_of(run.tokens)) turns[q] = {turns[q].run + 1, 0};
             }
-            any = any || at[q] < queues[q].size();
+            any = any || turns[q].run < queues_[q].size();
         }
     }
     const std::size_t in_tile = static_cast<std::size_t>(block_kv) / abi::kChunkTokens;
-    while ((chunks.size() - item.chunk_begin) % in_tile != 0) chunks.push_back(abi::Chunk{});
-    item.tiles = static_cast<std::uint32_t>((chunks.size() - item.chunk_begin) / in_tile);
+    const std::size_t tiles = (static_cast<std::size_t>(end_ - first) + in_tile - 1) / in_tile;
+    end_ = chunks.data() + item.chunk_begin + tiles * in_tile;  // what lies between is zero: padding
+    item.tiles = static_cast<std::uint32_t>(tiles);
 
     // A request inside the hull that sees none of the runs has no part here.
     const std::size_t base = requests.size();
@@ -139,21 +130,37 @@ void WorkList::build(const ForestOrder& order, const Cover& cover, const CostMod
     parts_.assign(order.requests.size(), 0);
     changed_begin = changed_end = 0;
 
-    std::vector<std::int32_t> entries;
-    std::vector<Run> runs;
     const std::int64_t in_tile = input.block_kv / kChunk;
     const ChunkCost cost = chunk_cost(model, input);
+    // Costs first: with them the number of items, and room for all chunks, padding included, so that they are written in place.
+    struct BlockWork {
+        double cost = 0;
+        std::int64_t chunks = 0, pieces = 1;
+    };
+    std::vector<BlockWork> works;
+    works.reserve(cover.blocks.size());
+    std::int64_t room_for = 0;
     for (const Block& block : cover.blocks) {
+        BlockWork work;
+        each_entry(order, block, [&](const ForestOrder::Entry& entry) {
+            const std::int64_t count = chunks_of(entry.tokens);
+            work.chunks += count;
+            work.cost += static_cast<double>(count) * cost(entry, block, 1.0);
+        });
+        work.pieces = pieces_of(work.cost, split.item_cost, std::max<std::int64_t>(1, (work.chunks + in_tile - 1) / in_tile));
+        room_for += work.chunks + (work.pieces + 1) * in_tile;
+        works.push_back(work);
+    }
+    chunks.resize(static_cast<std::size_t>(room_for));
+    end_ = chunks.data();
+
+    std::vector<std::int32_t> entries;
+    std::vector<Run> runs;
+    for (std::size_t b = 0; b < cover.blocks.size(); ++b) {
+        const Block& block = cover.blocks[b];
+        const double block_cost = works[b].cost;
+        const std::int64_t pieces = works[b].pieces;
         entries_of(order, block, entries);
-        double block_cost = 0;
-        std::int64_t block_chunks = 0;
-        for (const std::int32_t e : entries) {
-            const std::int64_t count = chunks_of(order.entries[e].tokens);
-            block_chunks += count;
-            block_cost += static_cast<double>(count) * cost(order.entries[e], block, 1.0);
-        }
-        const std::int64_t pieces =
-            pieces_of(block_cost, split.item_cost, std::max<std::int64_t>(1, (block_chunks + in_tile - 1) / in_tile));
         // Items of equal cost; each ends with a whole pair of chunks where it can, the last takes what is left.
         const double share = block_cost / static_cast<double>(pieces);
         double room = share;
@@ -184,6 +191,7 @@ void WorkList::build(const ForestOrder& order, const Cover& cover, const CostMod
         }
         if (!runs.empty()) emit_item(order, runs, input.block_kv, group);
     }
+    chunks.resize(static_cast<std::size_t>(end_ - chunks.data()));
     resolve_slots(order);
 
     // Requests that see nothing get a result too: items without tiles.

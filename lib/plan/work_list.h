@@ -15,7 +15,8 @@ namespace sapwood {
 /// How much a work item may cost, in equivalent bytes of one worker's stream, and what that choice promises.
 struct Split {
     double item_cost = 0;
-    double makespan = 0;  // microseconds, by the model
+    double makespan = 0;    // microseconds, by the model
+    double even_share = 0;  // of the cover's work for each worker: no split of this cover takes less
 };
 
 struct SplitInput {
@@ -84,6 +85,9 @@ private:
                   std::int32_t group);
     void resolve_slots(const ForestOrder& order);
 
+    static constexpr std::size_t kQueues = 8;       // row blocks of a work item
+    std::vector<const Run*> queues_[kQueues];
+    abi::Chunk* end_ = nullptr;  // of the chunks written so far, while building
     std::vector<std::int32_t> last_of_node_;
     std::vector<LastChunk> last_chunks_;
     std::vector<std::int32_t> parts_;     // of a request, by depth-first position

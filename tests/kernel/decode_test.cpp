@@ -182,6 +182,7 @@ void too_large_an_update_changes_nothing(const Target& target) {
     DecodePlan plan = plan_of(target, scene, {.max_requests = 16, .max_tiles = 24, .max_items = 16});
     Bound bound(target, scene);
     const Forest before = scene.forest;
+    scene.forest.append_tokens(5, 1);  // which would fit
     scene.forest.append_tokens(1, 100'000);
     try {
         plan.update(scene.forest);
