@@ -13,14 +13,14 @@ namespace sapwood {
 
 /// Shapes of a decode call: one query token a request, all of its keys on one root path of a forest.
 struct DecodeProblem {
-    std::int32_t q_heads = 0;       ///< Hq
-    std::int32_t kv_heads = 0;      ///< Hkv; Hq % Hkv == 0, the GQA group Hq / Hkv is 1..64. Query head h reads KV head h / group
-    std::int32_t head_dim = 0;      ///< of Q and K: 64, 96, 128, 192, 256
-    std::int32_t head_dim_v = 0;    ///< of V and O; 0 = head_dim
-    DType dtype = DType::bf16;      ///< of Q, K, V and O
-    std::int32_t page_size = 0;     ///< 0 = contiguous positions; else 1, 16, 32, 64 or 128 tokens a page
-    float scale = 0;                ///< of the fp32 scores; 0 = 1 / sqrt(head_dim)
-    float softcap = 0;              ///< 0 = none; else score = softcap * tanh(score / softcap), after the scale
+    std::int32_t q_heads = 0;     ///< Hq
+    std::int32_t kv_heads = 0;    ///< Hkv; Hq % Hkv == 0, the GQA group Hq / Hkv is 1..64. Query head h reads KV head h / group
+    std::int32_t head_dim = 0;    ///< of Q and K: 64, 96, 128, 192, 256
+    std::int32_t head_dim_v = 0;  ///< of V and O; 0 = head_dim
+    DType dtype = DType::bf16;    ///< of Q, K, V and O
+    std::int32_t page_size = 0;   ///< 0 = contiguous positions; else 1, 16, 32, 64 or 128 tokens a page
+    float scale = 0;              ///< of the fp32 scores; 0 = 1 / sqrt(head_dim)
+    float softcap = 0;            ///< 0 = none; else score = softcap * tanh(score / softcap), after the scale
 };
 
 /// Tile sizes of the kernel: named values, never an index. 0 = chosen by the planner.
@@ -35,18 +35,19 @@ struct DecodeConfig {
     std::string to_string() const;
 };
 
-/// What a plan will do, in numbers; all counts are per call.
+/// What a plan will do, in numbers; all counts are per call. After an update that only patched lengths, items and flops are those
+/// of the last full plan and each grown node's bytes are counted once.
 struct DecodePlanInfo {
     DecodeConfig config;
     std::int64_t requests = 0;
-    std::int64_t items = 0;            ///< work items a KV head
-    std::int64_t partial_rows = 0;     ///< partial results, in (request, KV head) rows of `group` query rows
-    std::int64_t hbm_bytes = 0;        ///< Q + O + every KV token on some request's path, once: no kernel moves less
-    std::int64_t kv_load_bytes = 0;    ///< KV bytes the blocks load, re-reads (from L2) included
-    std::int64_t partial_bytes = 0;    ///< fp32 partials, written and read once
-    double flops = 0;                  ///< 2 * (Dqk + Dv) * Hq * path tokens
-    double model_cost = 0;             ///< the planner's cost, in equivalent HBM bytes
-    double model_us = 0;               ///< microseconds that the planner expects on a device of this SM count at 3.0 TB/s
+    std::int64_t items = 0;          ///< work items a KV head
+    std::int64_t partial_rows = 0;   ///< partial results, in (request, KV head) rows of `group` query rows
+    std::int64_t hbm_bytes = 0;      ///< Q + O + every KV token on some request's path, once: no kernel moves less
+    std::int64_t kv_load_bytes = 0;  ///< KV bytes the blocks load, re-reads (from L2) included
+    std::int64_t partial_bytes = 0;  ///< fp32 partials, written and read once
+    double flops = 0;                ///< 2 * (Dqk + Dv) * Hq * path tokens
+    double model_cost = 0;           ///< the planner's cost, in equivalent HBM bytes
+    double model_us = 0;             ///< microseconds that the planner expects on a device of this SM count at 3.0 TB/s
     std::int32_t grid = 0;
 };
 
@@ -58,15 +59,15 @@ public:
     DecodePlan& operator=(DecodePlan&&) noexcept;
     ~DecodePlan();
 
-    /// Takes over the present state of `forest` (the one it was planned from, or a changed copy). Lengths that grew inside the present
-    /// work list are patched in place; anything else is planned anew, into the same fixed capacity, so that a captured CUDA graph
-    /// stays valid: call Engine::upload before the next replay. Throws Error{kCapacityExceeded} and leaves the plan as it was if the
-    /// capacity (DecodeLimits at planning) is too small.
+    /// Takes over the present state of `forest` (the one it was planned from, or a changed copy). Lengths that grew inside the
+    /// present work list are patched in place; anything else is planned anew, into the same fixed capacity, so that a captured CUDA
+    /// graph stays valid: call Engine::upload before the next replay. Throws Error{kCapacityExceeded} and leaves the plan as it was
+    /// if the capacity (DecodeLimits at planning) is too small.
     void update(const Forest& forest);
 
     const DecodeProblem& problem() const noexcept;
     DecodePlanInfo info() const;
-    std::string kernel_key() const;              ///< canonical text of the kernel this plan runs
+    std::string kernel_key() const;  ///< canonical text of the kernel this plan runs
     std::string to_string(int max_items = 8) const;
 
     struct Impl;
@@ -81,7 +82,7 @@ private:
 /// Room that a plan keeps for growth; 0 = twice what the forest needs now, and never less than a small minimum.
 struct DecodeLimits {
     std::int64_t max_requests = 0;
-    std::int64_t max_tiles = 0;   ///< KV tiles of block_kv tokens over all work items
+    std::int64_t max_tiles = 0;  ///< KV tiles of block_kv tokens over all work items
     std::int64_t max_items = 0;
 };
 

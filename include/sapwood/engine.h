@@ -25,11 +25,11 @@ struct EngineOptions {
 
 /// What is known of the kernel of a plan once it is prepared.
 struct KernelReport {
-    std::string key;                 ///< canonical text
+    std::string key;  ///< canonical text
     std::string target, compiler;
-    std::string origin;              ///< "memory", "disk" or "compiled"
-    double prepare_ms = 0;           ///< wall time of this prepare
-    double compile_ms = 0;           ///< of the compiler, when it was made
+    std::string origin;     ///< "memory", "disk" or "compiled"
+    double prepare_ms = 0;  ///< wall time of this prepare
+    double compile_ms = 0;  ///< of the compiler, when it was made
     int registers = 0, spill_bytes = 0, shared_bytes = 0, threads = 0, blocks_per_sm = 0;
     std::string log;
 };
@@ -55,17 +55,17 @@ public:
     KernelReport prepare(DecodePlan& plan);
     /// Copies a new or updated work list to the device, ordered on `stream`. launch() does it by itself except under graph capture.
     void upload(DecodePlan& plan, void* stream = nullptr);
-    /// Checks the arguments and enqueues one kernel on `stream` (a CUstream or cudaStream_t). Safe under graph capture once the plan
-    /// is prepared and uploaded. On the host target it runs to completion.
+    /// Checks the arguments and enqueues one kernel on `stream` (a CUstream or cudaStream_t). Safe under graph capture once the
+    /// plan is prepared and uploaded. On the host target it runs to completion.
     void launch(DecodePlan& plan, const DecodeTensors& tensors, void* stream = nullptr);
 
     /// From now on a kernel that is not prepared is an Error{kNotPrepared} instead of a compile.
     void seal();
 
-    const std::string& target() const noexcept;   ///< "sm_90a" or "host"
-    bool has_device() const noexcept;             ///< launches possible
+    const std::string& target() const noexcept;  ///< "sm_90a" or "host"
+    bool has_device() const noexcept;            ///< launches possible
     std::string device_name() const;
-    std::string describe_cache() const;           ///< root and health
+    std::string describe_cache() const;  ///< root and health
     EngineStats stats() const;
 
     /// The rendered source of the plan's kernel.

@@ -11,13 +11,13 @@ namespace sapwood {
 
 /// One node of a forest of KV: a run of tokens whose keys and values are shared by every request attached at or below it.
 ///
-/// KV positions: the tokens of a node are positions kv_begin, kv_begin + 1, …. With contiguous KV (page_size 0) a position is the row
-/// of the K and V tensors. With a page table, position p is row page_table[p / page_size] * page_size + p % page_size; the table may
-/// be in any order and lives where the tensors live.
+/// KV positions: the tokens of a node are positions kv_begin, kv_begin + 1, …. With contiguous KV (page_size 0) a position is the
+/// row of the K and V tensors. With a page table, position p is row page_table[p / page_size] * page_size + p % page_size; the
+/// table may be in any order and lives where the tensors live.
 struct Node {
-    std::int32_t parent = -1;     ///< id (index) of the parent, -1 for a root; several roots are legal, in any order
-    std::int64_t tokens = 0;      ///< may be 0
-    std::int64_t kv_begin = 0;    ///< position of the first token
+    std::int32_t parent = -1;   ///< id (index) of the parent, -1 for a root; several roots are legal, in any order
+    std::int64_t tokens = 0;    ///< may be 0
+    std::int64_t kv_begin = 0;  ///< position of the first token
 };
 
 /// Trees of KV nodes with requests attached: what decode attends over. A request sees every token of its node and of all ancestors.
@@ -62,8 +62,8 @@ public:
     std::int32_t live_nodes() const noexcept;
     std::int32_t live_requests() const noexcept;
 
-    std::int64_t total_tokens() const noexcept;                 ///< over live nodes
-    std::int64_t path_tokens(std::int32_t request) const;       ///< keys that the request sees
+    std::int64_t total_tokens() const noexcept;            ///< over live nodes
+    std::int64_t path_tokens(std::int32_t request) const;  ///< keys that the request sees
     /// Checks a page table on the host: every position of every node inside `pages`, every entry in [0, pool_pages).
     /// Throws Error{kInvalidArgument} naming node, position and entry.
     void check_pages(std::span<const std::int32_t> pages, std::int64_t pool_pages, std::int32_t page_size) const;

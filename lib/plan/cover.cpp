@@ -49,13 +49,18 @@ private:
         return at;
     }
 
+    /// Cuts nested deeper than this on one path are not looked at: each level walks its requests once more.
+    static constexpr std::int32_t kNesting = 32;
+
     /// A cut at c can at best save one re-read of the path to c for each block that the requests below it need, and costs at least
     /// one partial result for each of them. Subtrees that fit one block need no re-read.
     void find_candidates() {
+        std::vector<std::int32_t> depth(order_.entries.size(), 0);  // candidates on the path, the entry included
         for (std::size_t i = 0; i < order_.entries.size(); ++i) {
             const ForestOrder::Entry& entry = order_.entries[i];
             const std::int64_t all = entry.request_end - entry.request_begin;
             const std::int32_t index = static_cast<std::int32_t>(i);
+            depth[i] = entry.parent < 0 ? 0 : depth[static_cast<std::size_t>(entry.parent)];
             // An empty node may be cut too: it stands for the path above it, for its own requests alone.
             if (all <= model_.capacity || end_of(order_, index) == 0) continue;
             const std::int64_t below = entry.request_end - first_below(index);
@@ -68,7 +73,10 @@ private:
             }
             const double blocks = static_cast<double>((all + model_.capacity - 1) / model_.capacity);
             const double saving = blocks * (model_.item_bytes + bytes(end_of(order_, index)) * model_.reread);
-            if (saving > static_cast<double>(below) * model_.partial_bytes) candidates_.push_back(index);
+            if (saving > static_cast<double>(below) * model_.partial_bytes && depth[i] < kNesting) {
+                candidates_.push_back(index);
+                ++depth[i];
+            }
         }
     }
 

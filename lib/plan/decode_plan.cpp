@@ -82,10 +82,9 @@ void DecodePlan::Impl::plan(const Forest& forest, const ForestOrder& order, cons
     // A cover that comes within a tenth of its even share leaves a narrower one, which loads more, little to win.
     const bool uneven = split.makespan > 1.1 * split.even_share;
     for (CostModel narrow = model; uneven && narrow.capacity > 1 && order.requests.size() > 1;) {
-        narrow.capacity = (std::min(narrow.capacity, order.widest) + 1) / 2;
+        narrow.capacity = (narrow.capacity + 1) / 2;
         Cover other = make_cover(order, narrow);
         const Split its = choose_split(order, other, narrow, split_input());
-        if (its.makespan > 1.5 * split.makespan) break;
         if (its.makespan < 0.98 * split.makespan) {
             model = narrow;
             cover = std::move(other);
@@ -116,12 +115,8 @@ std::unique_ptr<DecodePlan::Impl> make_decode_plan(const DecodeProblem& asked_pr
     auto plan = std::make_unique<DecodePlan::Impl>();
     plan->problem = complete(asked_problem);
     plan->limits = limits;
-    // The widest node decides between wide and narrow blocks.
-    const ForestOrder order = order_of(forest);
-    const Workload workload = {.widest_rows = static_cast<std::int64_t>(order.widest) * group_of(plan->problem),
-                               .kv_tokens = order.used_tokens};
-    plan->config = choose_config(plan->problem, config, workload, limits);
-    plan->plan(forest, order, &asked);
+    plan->config = choose_config(plan->problem, config, limits);
+    plan->plan(forest, order_of(forest), &asked);
     return plan;
 }
 
@@ -138,10 +133,16 @@ void DecodePlan::update(const Forest& forest) {
         plan.plan(forest, order_of(forest), nullptr);
         return;
     }
+    const std::size_t seen = plan.journal;
     for (; plan.journal < source.grown.size(); ++plan.journal) {
         if (!plan.list.grow(source.grown[plan.journal], source.grown_by[plan.journal])) {
-            // Only lengths have changed since the plan was made, but one outgrew its last chunk. Partly patched is not a state to
-            // leave behind, so a failure of the new plan must still find a usable list: the patches so far are all valid lengths.
+            // Only lengths have changed since the plan was made, but one outgrew its last chunk. Take the patches of this call
+            // back: if the new plan does not fit, this one must be as it was.
+            while (plan.journal > seen) {
+                --plan.journal;
+                plan.list.grow(source.grown[plan.journal], -source.grown_by[plan.journal]);
+                plan.grown_tokens -= source.grown_by[plan.journal];
+            }
             plan.plan(forest, order_of(forest), nullptr);
             return;
         }

@@ -10,12 +10,17 @@ namespace {
 // Time is counted in the bytes that one worker's share of the HBM bandwidth moves in it; 3.0 TB/s in all.
 constexpr double kBytesPerMicrosecond = 3.0e6;
 // A worker alone on the chip streams at most so much faster than with all others at work (latency, then its own arithmetic).
-constexpr double kAlone = 0.7;
+constexpr double kAlone = 0.6;
 // Waiting for the last item and reading the first partial results, before merging.
 constexpr double kMergeMicroseconds = 5.0;
 // Arithmetic of one SM on 16 query rows and 64 keys at head dim 128: about 0.75 us for 8 row blocks and 32 keys, measured on an
 // H100.
 constexpr double kRowBlockMicroseconds = 0.19;
+
+// What a further item costs a worker that has one, beyond CostModel::item_bytes: its look-ups and the warps' scratch merge.
+constexpr double kNextItemMicroseconds = 0.7;
+// Steps of six percent towards item lengths that make whole rounds.
+constexpr int kFitSteps = 12;
 
 struct BlockSize {
     std::int64_t tiles, requests;
@@ -69,13 +74,27 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
     }
     const double workers = input.resident_blocks;
     const double microsecond = kBytesPerMicrosecond / workers;
+    const auto items_at = [&](double item_cost) {
+        std::int64_t items = 0;
+        for (const BlockSize& size : sizes) items += pieces_of(size.crowded, item_cost, size.tiles);
+        return items;
+    };
     Split best = {.item_cost = longest, .makespan = 0};
     bool first = true;
-    // Item costs from half an item a worker to many; an explicit config fixes the number.
+    std::int64_t tried = 0;
+    // As many items as make whole rounds over the workers, from half a round up (an explicit config fixes the number): a few items
+    // more than a round would cost a round more.
     for (const double share : {0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0}) {
-        const double ideal = all * input.kv_heads / (workers * (input.aimed != 0 ? input.aimed : share));
-        const double length = std::min(ideal, longest);
-        double items = 0, parts = 0, work = 0, slowest = 0, slowest_alone = 0;
+        const double wanted = std::max(1.0, std::floor((input.aimed != 0 ? input.aimed : share) * workers / input.kv_heads));
+        double length = std::min(all / wanted, longest);
+        if (length < longest) {
+            for (int i = 0; i < kFitSteps && length<longest&& static_cast<double>(items_at(length))> wanted; ++i) length *= 1.06;
+            length = std::min(length, longest);
+        }
+        const std::int64_t pieces = items_at(length);
+        if (!first && pieces == tried) continue;
+        tried = pieces;
+        double items = 0, parts = 0, work = 0, slowest_alone = 0;
         for (const BlockSize& size : sizes) {
             const double count = static_cast<double>(pieces_of(size.crowded, length, size.tiles));
             items += count;
@@ -86,17 +105,17 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
                     std::min(count * static_cast<double>(size.requests), size.seen * count + static_cast<double>(size.requests));
             }
             work += size.crowded + count * model.item_bytes;
-            slowest = std::max(slowest, size.crowded / count + model.item_bytes);
             slowest_alone = std::max(slowest_alone, size.alone / count + model.item_bytes);
         }
         const double count = items * input.kv_heads;
         const double total = work * input.kv_heads / workers;
         const double rounds = std::floor(count / workers), rest = count / workers - rounds;
-        // Rounds of equal items, the last of them with fewer workers at work, which then load faster (not: compute faster).
-        const double crowd = std::clamp((rest - kAlone) / (1 - kAlone), 0.0, 1.0);
-        const double last = rest > 0 ? slowest_alone + (slowest - slowest_alone) * crowd : 0;
-        double makespan = rounds * total * workers / count + last;
-        makespan = std::max(makespan, total + (rounds >= 1 ? 0.2 * slowest : 0));
+        // Whole rounds at an even share each, then the slowest item: what is left by then does not fill the chip, so it loads as
+        // fast as a worker can (but computes no faster). One round or less is the slowest item, unless the bandwidth is the limit
+        // all the same.
+        double makespan = rounds * total * workers / count + (rest > 0 ? slowest_alone : 0);
+        makespan = std::max(makespan, total + (rounds >= 1 ? 0.2 * slowest_alone : 0));
+        makespan += std::max(0.0, count / workers - 1) * kNextItemMicroseconds * microsecond;
         if (parts > 0 || cover.cuts > 0) {
             makespan += kMergeMicroseconds * microsecond + parts * model.partial_bytes * input.kv_heads / workers;
         }

@@ -2,7 +2,6 @@
 #include "plan/tiles.h"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <initializer_list>
 
@@ -10,11 +9,6 @@
 
 namespace sapwood {
 namespace {
-
-// Tokens an SM from which a stream counts as long.
-constexpr std::int64_t kLongStream = 1000;
-// A ring of two cannot load one stage, hold one in use and have one in reserve.
-constexpr int kFewestStages = 3;
 
 bool one_of(std::int64_t value, std::initializer_list<int> legal) {
     return std::find(legal.begin(), legal.end(), value) != legal.end();
@@ -54,7 +48,9 @@ DecodeProblem complete(const DecodeProblem& asked) {
         if (!one_of(dim, {64, 96, 128, 192, 256}))
             refuse("head dim " + std::to_string(dim) + " is not one of 64, 96, 128, 192, 256");
     }
-    if (problem.dtype != DType::fp16 && problem.dtype != DType::bf16) refuse("dtype must be fp16 or bf16");
+    if (problem.dtype != DType::fp16 && problem.dtype != DType::bf16) {
+        refuse("dtype " + std::to_string(static_cast<int>(problem.dtype)) + " is not fp16 (1) or bf16 (2)");
+    }
     if (!one_of(problem.page_size, {0, 1, 16, 32, 64, 128})) {
         refuse("page size " + std::to_string(problem.page_size) + " is not one of 0 (contiguous), 1, 16, 32, 64, 128");
     }
@@ -85,6 +81,7 @@ std::string why_illegal(const DecodeProblem& problem, const DecodeConfig& config
     }
     if (config.stages < 2 || config.stages > 16) return "stages " + std::to_string(config.stages) + " is not in 2..16";
     if (config.blocks < 1 || config.blocks > 4) return "blocks " + std::to_string(config.blocks) + " is not in 1..4";
+    if (config.split < 0) return "split " + std::to_string(config.split) + " is negative";
     const abi::DecodeShape shape = shape_of(problem, config);
     const int shared = static_cast<int>(abi::decode_shared_bytes(shape));
     if (shared > limits.max_shared_block) {
@@ -103,23 +100,16 @@ std::string why_illegal(const DecodeProblem& problem, const DecodeConfig& config
     return {};
 }
 
-DecodeConfig choose_config(const DecodeProblem& problem, const DecodeConfig& asked, const Workload& workload,
-                           const Limits& limits) {
+DecodeConfig choose_config(const DecodeProblem& problem, const DecodeConfig& asked, const Limits& limits) {
     const auto fixed = [](int asked_value, int value) { return asked_value != 0 ? asked_value : value; };
     std::string reason;
-    // In order of preference. Wide blocks re-read shared KV least; long streams go in large stages (fewer barriers a byte, 4 % on
-    // an H100), short ones in small stages. Rows and groups that are no power of two take more address registers in the copy warps
-    // than the large stages leave them.
-    const bool even = std::has_single_bit(static_cast<unsigned>(problem.head_dim)) &&
-                      std::has_single_bit(static_cast<unsigned>(problem.head_dim_v)) &&
-                      std::has_single_bit(static_cast<unsigned>(group_of(problem)));
-    const bool long_stream = even && workload.kv_tokens * problem.kv_heads > kLongStream * limits.sms;
-    const DecodeConfig coarse = {.warps = 8, .producers = 4, .block_kv = 128, .stages = 0, .blocks = 1};
-    const DecodeConfig fine = {.warps = 8, .producers = 4, .block_kv = 64, .stages = 0, .blocks = 1};
-    const DecodeConfig small = {.warps = 4, .producers = 4, .block_kv = 64, .stages = 0, .blocks = 1};
-    const DecodeConfig tiny = {.warps = 4, .producers = 2, .block_kv = 32, .stages = 0, .blocks = 1};
-    for (const DecodeConfig& row : {long_stream ? coarse : fine, fine, problem.head_dim <= 128 ? small : tiny, tiny,
-                                    DecodeConfig{.warps = 4, .producers = 1, .block_kv = 32, .stages = 0, .blocks = 1}}) {
+    // In order of preference, `stages` the fewest to accept: wide blocks re-read shared KV least. A ring of two cannot load one
+    // stage, hold one in use and have one in reserve; it is taken only where nothing else fits (head dim 256 in 99 KB).
+    const DecodeConfig wide = {.warps = 8, .producers = 4, .block_kv = 64, .stages = 3, .blocks = 1};
+    const DecodeConfig small = {.warps = 4, .producers = 4, .block_kv = 64, .stages = 3, .blocks = 1};
+    const DecodeConfig tiny = {.warps = 4, .producers = 2, .block_kv = 32, .stages = 3, .blocks = 1};
+    const DecodeConfig least = {.warps = 4, .producers = 2, .block_kv = 32, .stages = 2, .blocks = 1};
+    for (const DecodeConfig& row : {wide, problem.head_dim <= 128 ? small : tiny, tiny, least}) {
         DecodeConfig config = {.warps = fixed(asked.warps, row.warps),
                                .producers = fixed(asked.producers, row.producers),
                                .block_kv = fixed(asked.block_kv, row.block_kv),
@@ -129,8 +119,7 @@ DecodeConfig choose_config(const DecodeProblem& problem, const DecodeConfig& ask
         if (asked.producers == 0 && config.block_kv / config.producers > 32) config.producers = config.block_kv / 32;
         if (asked.producers == 0 && config.block_kv / config.producers < 16) config.producers = config.block_kv / 16;
         // As deep a ring as fits, up to what a stream needs in flight.
-        for (int stages = asked.stages != 0 ? asked.stages : 6; stages >= (asked.stages != 0 ? asked.stages : kFewestStages);
-             --stages) {
+        for (int stages = fixed(asked.stages, 6); stages >= fixed(asked.stages, row.stages); --stages) {
             config.stages = stages;
             const std::string why = why_illegal(problem, config, limits);
             if (why.empty()) return config;

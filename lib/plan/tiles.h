@@ -20,14 +20,8 @@ abi::DecodeShape shape_of(const DecodeProblem& problem, const DecodeConfig& conf
 /// Why this configuration cannot run on this device, with numbers; empty if it can.
 std::string why_illegal(const DecodeProblem& problem, const DecodeConfig& config, const Limits& limits);
 
-/// What the forest asks of the tiles.
-struct Workload {
-    std::int64_t widest_rows = 0;  // most query rows of a KV head that share one node
-    std::int64_t kv_tokens = 0;    // tokens on some request's path
-};
-
 /// The configuration for a problem: fields that `asked` fixes are kept, the others chosen. Throws kUnsupportedDevice with the
 /// reason when nothing legal is left, kInvalidProblem when the fixed fields are illegal by themselves.
-DecodeConfig choose_config(const DecodeProblem& problem, const DecodeConfig& asked, const Workload& workload, const Limits& limits);
+DecodeConfig choose_config(const DecodeProblem& problem, const DecodeConfig& asked, const Limits& limits);
 
 }  // namespace sapwood

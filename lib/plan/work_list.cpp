@@ -46,7 +46,8 @@ void WorkList::emit_item(const ForestOrder& order, std::span<const Run> runs, st
     item.request_begin = static_cast<std::uint32_t>(requests.size());
     item.requests = static_cast<std::uint16_t>(end - begin);
 
-    // Runs that few rows see would keep one warp busy at a time: let them take turns with the other rows' runs, a pair of chunks each.
+    // Runs that few rows see would keep one warp busy at a time: let them take turns with the other rows' runs, a pair of chunks
+    // each.
     const auto narrow = [&](const Run& run) { return (run.request_end - run.request_begin) * group <= kRowBlock; };
     const bool one_row_block = (end - begin) * group <= kRowBlock;
     for (auto& queue : queues_) queue.clear();

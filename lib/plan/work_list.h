@@ -85,7 +85,7 @@ private:
                   std::int32_t group);
     void resolve_slots(const ForestOrder& order);
 
-    static constexpr std::size_t kQueues = 8;       // row blocks of a work item
+    static constexpr std::size_t kQueues = 8;  // row blocks of a work item
     std::vector<const Run*> queues_[kQueues];
     abi::Chunk* end_ = nullptr;  // of the chunks written so far, while building
     std::vector<std::int32_t> last_of_node_;

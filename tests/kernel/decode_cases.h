@@ -67,7 +67,7 @@ public:
     std::vector<std::int32_t> query;
 
     static constexpr std::int32_t kSpareTokens = 43, kSpareRequests = 4;
-    static constexpr std::int64_t kContentOfNode = 4096;
+    static constexpr std::int64_t kContentOfNode = 1 << 16;
 
     /// Free slots for another node, which the caller adds to the forest.
     Node new_node(std::int32_t parent, std::int64_t tokens);
@@ -117,4 +117,17 @@ private:
     std::vector<std::uint64_t> owned_;
 };
 
+DecodePlan plan_of(const Target& target, const Scene& scene, const DecodeLimits& limits = {});
+/// One planned, launched and fetched call.
+DecodePlanInfo run_once(const Target& target, Scene& scene);
+/// What the tests of properties begin with.
+inline DecodeCase small_case(DType dtype = DType::bf16) { return {"property", dtype, 128, 0, 4, 2, 16, two_roots()}; }
+
 }  // namespace sapwood::test
+
+/// The same test on both targets: body(target).
+#define SAPWOOD_ON_BOTH(name, body)                                \
+    TEST_CASE("decode on host: " name) { body(host_target()); }    \
+    TEST_CASE("decode on gpu: " name) {                            \
+        if (sapwood::support::gpu_available()) body(gpu_target()); \
+    }
