@@ -17,6 +17,8 @@ constexpr double kMergeMicroseconds = 5.0;
 // H100.
 constexpr double kRowBlockMicroseconds = 0.19;
 
+// Partial results that survive in an L2 of 50 MB with KV streaming through it.
+constexpr double kPartialsInL2 = 16.0e6;
 // What a further item costs a worker that has one, beyond CostModel::item_bytes: its look-ups and the warps' scratch merge.
 constexpr double kNextItemMicroseconds = 0.7;
 // Steps of six percent towards item lengths that make whole rounds.
@@ -82,9 +84,9 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
     Split best = {.item_cost = longest, .makespan = 0};
     bool first = true;
     std::int64_t tried = 0;
-    // As many items as make whole rounds over the workers, from half a round up (an explicit config fixes the number): a few items
+    // Blocks as they are, then as many items as make whole rounds over the workers (an explicit config fixes the number): a few items
     // more than a round would cost a round more.
-    for (const double share : {0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0}) {
+    for (const double share : {0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0}) {
         const double wanted = std::max(1.0, std::floor((input.aimed != 0 ? input.aimed : share) * workers / input.kv_heads));
         double length = std::min(all / wanted, longest);
         if (length < longest) {
@@ -117,7 +119,9 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
         makespan = std::max(makespan, total + (rounds >= 1 ? 0.2 * slowest_alone : 0));
         makespan += std::max(0.0, count / workers - 1) * kNextItemMicroseconds * microsecond;
         if (parts > 0 || cover.cuts > 0) {
-            makespan += kMergeMicroseconds * microsecond + parts * model.partial_bytes * input.kv_heads / workers;
+            // Few partial results are still in L2 when they are added up.
+            const double bytes = parts * model.partial_bytes * input.kv_heads;
+            makespan += kMergeMicroseconds * microsecond + bytes * (bytes < 2 * kPartialsInL2 ? model.reread : 1.0) / workers;
         }
         if (first || makespan < best.makespan * 0.999) best = {.item_cost = length, .makespan = makespan};
         first = false;

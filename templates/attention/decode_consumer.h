@@ -81,6 +81,34 @@ struct DecodeConsumer {
         state.clear();
     }
 
+    /// Soft-cap, then -inf for what a row does not see. Most chunks are whole and seen by all 16 rows: those skip the mask.
+    template <u32 kCount>
+    SAPWOOD_DEVICE void mask(f32 (&s)[kCount * 2][4], const ChunkView (&chunks)[kCount]) const {
+        if constexpr (Traits::Score::kTransforms) {
+            SAPWOOD_UNROLL for (u32 i = 0; i < kCount * 2; ++i) {
+                SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) s[i][j] = score.transform(s[i][j]);
+            }
+        }
+        bool whole = true;
+        SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
+            whole = whole && chunks[c].tokens == abi::kChunkTokens && chunks[c].begin() <= row_block * 16 &&
+                    chunks[c].end() >= row_block * 16 + 16;
+        }
+        if (whole) return;
+        const u32 row0 = row_block * 16 + lane / 4, row1 = row0 + 8;
+        SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
+            // One compare an element: 0 tokens count for a row that sees nothing here.
+            const u32 limit0 = chunks[c].sees(row0) ? chunks[c].tokens : 0, limit1 = chunks[c].sees(row1) ? chunks[c].tokens : 0;
+            SAPWOOD_UNROLL for (u32 n = 0; n < 2; ++n) {
+                SAPWOOD_UNROLL for (u32 j = 0; j < 2; ++j) {
+                    const u32 token = n * 8 + lane % 4 * 2 + j;
+                    if (token >= limit0) s[c * 2 + n][j] = -infinity();
+                    if (token >= limit1) s[c * 2 + n][2 + j] = -infinity();
+                }
+            }
+        }
+    }
+
     /// kCount neighbouring chunks of one tile, all of their keys at once.
     template <u32 kCount>
     SAPWOOD_DEVICE void attend(u32 k_tile, u32 v_tile, const ChunkView (&chunks)[kCount]) {
@@ -88,53 +116,45 @@ struct DecodeConsumer {
         // With Q in shared memory, four steps at a time: all of them unrolled would have every fragment in flight and spill.
         constexpr u32 kUnrolled = Traits::kQueryInRegisters ? kSteps : 4;
         SAPWOOD_NO_UNROLL for (u32 first = 0; first < kSteps; first += kUnrolled) {
+            const RowAddresses<typename Traits::KTile> keys(k_tile + first * 32, lane % 8 + lane / 16 * 8, lane / 8 % 2);
             SAPWOOD_UNROLL for (u32 i = 0; i < kUnrolled; ++i) {
-                const u32 step = first + i;
                 u32 held[4];
-                if constexpr (!Traits::kQueryInRegisters) ldmatrix_x4(held, a_address(query_hold(), step));
+                if constexpr (!Traits::kQueryInRegisters) ldmatrix_x4(held, a_address(query_hold(), first + i));
                 const u32(&a)[4] = Traits::kQueryInRegisters ? query[Traits::kQueryInRegisters ? i : 0] : held;
                 SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
                     u32 b[4];
-                    ldmatrix_x4(b, k_tile + Traits::KTile::offset(c * 16 + lane % 8 + lane / 16 * 8, step * 2 + lane / 8 % 2));
+                    ldmatrix_x4(b, keys.at(i, c * 16));
                     mma_16x8x16<Element>(s[c * 2], a, b[0], b[1]);
                     mma_16x8x16<Element>(s[c * 2 + 1], a, b[2], b[3]);
                 }
             }
         }
+        mask(s, chunks);
 
-        const u32 row0 = row_block * 16 + lane / 4, row1 = row0 + 8;
         f32 m0 = -infinity(), m1 = -infinity();
-        SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
-            // Masks in one compare each: a token that does not count is one at or past a limit, 0 for a row that sees nothing here.
-            const u32 limit0 = chunks[c].sees(row0) ? chunks[c].tokens : 0, limit1 = chunks[c].sees(row1) ? chunks[c].tokens : 0;
-            SAPWOOD_UNROLL for (u32 n = 0; n < 2; ++n) {
-                SAPWOOD_UNROLL for (u32 j = 0; j < 2; ++j) {
-                    const u32 token = n * 8 + lane % 4 * 2 + j;
-                    f32(&x)[4] = s[c * 2 + n];
-                    x[j] = token < limit0 ? score(x[j]) : -infinity();
-                    x[2 + j] = token < limit1 ? score(x[2 + j]) : -infinity();
-                    m0 = max_f32(m0, x[j]);
-                    m1 = max_f32(m1, x[2 + j]);
-                }
-            }
-        }
-        state.raise(state.quad_max(m0), state.quad_max(m1));
-        const f32 z0 = state.finite(state.maximum[0]), z1 = state.finite(state.maximum[1]);
         SAPWOOD_UNROLL for (u32 i = 0; i < kCount * 2; ++i) {
-            s[i][0] = exp2_approx(s[i][0] - z0);
-            s[i][1] = exp2_approx(s[i][1] - z0);
-            s[i][2] = exp2_approx(s[i][2] - z1);
-            s[i][3] = exp2_approx(s[i][3] - z1);
+            m0 = max_f32(m0, max_f32(s[i][0], s[i][1]));
+            m1 = max_f32(m1, max_f32(s[i][2], s[i][3]));
+        }
+        const f32 factor = score.factor();
+        state.raise(state.quad_max(m0) * factor, state.quad_max(m1) * factor);
+        const f32 z0 = -state.finite(state.maximum[0]), z1 = -state.finite(state.maximum[1]);
+        SAPWOOD_UNROLL for (u32 i = 0; i < kCount * 2; ++i) {
+            s[i][0] = exp2_approx(fma_f32(s[i][0], factor, z0));
+            s[i][1] = exp2_approx(fma_f32(s[i][1], factor, z0));
+            s[i][2] = exp2_approx(fma_f32(s[i][2], factor, z1));
+            s[i][3] = exp2_approx(fma_f32(s[i][3], factor, z1));
             state.sum[0] += s[i][0] + s[i][1];
             state.sum[1] += s[i][2] + s[i][3];
         }
+        const RowAddresses<typename Traits::VTile> values(v_tile, lane % 16, lane / 16);
         SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
             // Two neighbouring accumulators, packed, are the A fragment of the next product.
             const u32 p[4] = {pack2<Element>(s[c * 2][0], s[c * 2][1]), pack2<Element>(s[c * 2][2], s[c * 2][3]),
                               pack2<Element>(s[c * 2 + 1][0], s[c * 2 + 1][1]), pack2<Element>(s[c * 2 + 1][2], s[c * 2 + 1][3])};
             SAPWOOD_UNROLL for (u32 d = 0; d < Traits::kHeadDimV / 16; ++d) {
                 u32 b[4];
-                ldmatrix_x4_trans(b, v_tile + Traits::VTile::offset(c * 16 + lane % 16, d * 2 + lane / 16));
+                ldmatrix_x4_trans(b, values.at(d, c * 16));
                 mma_16x8x16<Element>(state.out[d * 2], p, b[0], b[1]);
                 mma_16x8x16<Element>(state.out[d * 2 + 1], p, b[2], b[3]);
             }

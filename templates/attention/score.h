@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Score policies: from the raw product q·k to the exponent of the base-2 softmax.
+// Score policies: from the raw product q·k to the exponent of the base-2 softmax, in two steps. transform() works on every product
+// before the mask; the exponent is factor() times what it gives, multiplied in the same instruction that subtracts the row maximum.
 #pragma once
 
 #include "abi.h"
@@ -7,21 +8,25 @@
 
 namespace sapwood::kernel {
 
-/// scale * q·k, times log2(e).
+/// scale * q·k, times log2(e). The scale is positive, so the largest product has the largest exponent.
 struct ScaledScore {
+    static constexpr bool kTransforms = false;
     f32 scale_log2;
     SAPWOOD_DEVICE explicit ScaledScore(const abi::DecodeParams& params) : scale_log2(params.scale_log2) {}
-    SAPWOOD_DEVICE f32 operator()(f32 product) const { return product * scale_log2; }
+    SAPWOOD_DEVICE f32 factor() const { return scale_log2; }
+    SAPWOOD_DEVICE f32 transform(f32 product) const { return product; }
 };
 
 /// cap * tanh(scale * q·k / cap), times log2(e). tanh(x) = 1 - 2 / (1 + 2^(2 x log2 e)) keeps an absolute error of 2^-21 or so,
 /// where tanh.approx has 2^-11: too much once multiplied by a cap of 50.
 struct SoftcapScore {
+    static constexpr bool kTransforms = true;
     f32 exponent_scale;
     f32 cap_log2;
     SAPWOOD_DEVICE explicit SoftcapScore(const abi::DecodeParams& params)
         : exponent_scale(params.scale_log2 * 2.8853900817779268f), cap_log2(params.softcap_log2) {}
-    SAPWOOD_DEVICE f32 operator()(f32 product) const {
+    SAPWOOD_DEVICE f32 factor() const { return 1.0f; }
+    SAPWOOD_DEVICE f32 transform(f32 product) const {
         const f32 e = exp2_approx(product * exponent_scale);  // +inf for large products: 2 / inf = 0
         return fma_f32(-2.0f * reciprocal(1.0f + e), cap_log2, cap_log2);
     }

@@ -18,7 +18,23 @@ struct Swizzle {
     SAPWOOD_DEVICE static u32 key(u32 row) { return kColumns % 8 == 0 ? row & 7 : (row >> 1) & 3; }
     /// Byte offset of logical column `column` of a row whose key is `key`.
     SAPWOOD_DEVICE static u32 column(u32 column, u32 key) { return (column ^ key) * 16; }
+    /// Pairs of columns after which the permutation repeats: pair p of a row lies kPeriod * 32 bytes behind pair p - kPeriod.
+    static constexpr u32 kPeriod = kColumns % 8 == 0 ? 4 : 2;
+
     SAPWOOD_DEVICE static u32 offset(u32 row, u32 col) { return row * kPitch + column(col, key(row)); }
+};
+
+/// Addresses of column 2 p + `odd` of one row for p = 0, 1, …: one register a pair of the period, the rest are constants that go
+/// into the instructions. Rows further down by a multiple of 8 have the same keys and are a constant away too.
+template <class Tile>
+struct RowAddresses {
+    u32 pair[Tile::kPeriod];
+    SAPWOOD_DEVICE RowAddresses(u32 tile, u32 row, u32 odd) {
+        SAPWOOD_UNROLL for (u32 p = 0; p < Tile::kPeriod; ++p) pair[p] = tile + Tile::offset(row, p * 2 + odd);
+    }
+    SAPWOOD_DEVICE u32 at(u32 p, u32 rows_down) const {
+        return pair[p % Tile::kPeriod] + p / Tile::kPeriod * Tile::kPeriod * 32 + rows_down * Tile::kPitch;
+    }
 };
 
 }  // namespace sapwood::kernel

@@ -2,8 +2,13 @@
 // A forest of three nodes with its tensors in host memory: the smallest whole call, for tests of what is around the kernel.
 #pragma once
 
+#include <doctest/doctest.h>
+
+#include <filesystem>
+#include <initializer_list>
 #include <string>
 
+#include "cuda/nvrtc.h"
 #include "sapwood/sapwood.h"
 #include "support/compare.h"
 #include "support/inputs.h"
@@ -50,5 +55,32 @@ private:
         return made;
     }
 };
+
+inline EngineOptions on(const std::string& target, const std::filesystem::path& cache) {
+    return {.target = target, .cache_dir = cache};
+}
+
+/// Compiles once for all tests that do not look at where a kernel comes from.
+inline EngineOptions on_host() { return on("host", SAPWOOD_BINARY_DIR "/test-cache"); }
+
+inline bool have_nvrtc() {
+    if (!cuda::Nvrtc().path().empty()) return true;
+    MESSAGE("NVRTC was not found; skipped");
+    return false;
+}
+
+/// The call must throw this code with all these words in its text.
+template <class Call>
+void check_refused(ErrorCode code, std::initializer_list<const char*> words, const Call& call) {
+    try {
+        call();
+        FAIL_CHECK("was not refused");
+    } catch (const Error& error) {
+        const std::string text = error.what();
+        CAPTURE(text);
+        CHECK(std::string(error_code_name(error.code())) == error_code_name(code));
+        for (const char* word : words) CHECK_MESSAGE(text.find(word) != std::string::npos, "without \"" << word << "\"");
+    }
+}
 
 }  // namespace sapwood::test
