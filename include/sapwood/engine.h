@@ -21,6 +21,8 @@ struct EngineOptions {
     bool disk_cache = true;
     /// host target: seed of the order in which a block's threads run; 0 = in order. Results do not depend on it.
     std::uint64_t host_schedule_seed = 0;
+    /// host target: blocks that run at the same time; 0 = one a core.
+    unsigned host_threads = 0;
 };
 
 /// What is known of the kernel of a plan once it is prepared.

@@ -61,6 +61,9 @@ void bind(const DecodeProblem& problem, const DecodeTensors& tensors, abi::Decod
     params.out_head_stride = static_cast<unsigned>(stride("out_head_stride", tensors.out_head_stride, dv, k32));
     params.k_token_stride = static_cast<unsigned>(stride("k_token_stride", tensors.k_token_stride, problem.kv_heads * d, k32));
     params.v_token_stride = static_cast<unsigned>(stride("v_token_stride", tensors.v_token_stride, problem.kv_heads * dv, k32));
+    if (params.out_head_stride < dv * kElement || params.out_request_stride < dv * kElement) {
+        refuse("out", "has a head or request stride below its head dim " + std::to_string(dv) + ": rows would overlap");
+    }
     params.k_head_stride = stride("k_head_stride", tensors.k_head_stride, d, k64);
     params.v_head_stride = stride("v_head_stride", tensors.v_head_stride, dv, k64);
 }

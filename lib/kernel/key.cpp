@@ -10,7 +10,8 @@ namespace sapwood {
 std::string KernelKey::to_string() const {
     const auto number = [](unsigned value) { return std::to_string(value); };
     return "decode/" + std::string(dtype_name(static_cast<DType>(dtype))) + "/d" + number(head_dim) + "/v" + number(head_dim_v) +
-           "/g" + number(group) + "/page" + number(page_size) + "/cap" + number(softcap) + "/w" + number(warps) + "/p" +
+           "/g" + number(group) + "/page" + number(page_size) +
+           (score == static_cast<unsigned>(Score::negated) ? "/neg" : "/cap" + number(score)) + "/w" + number(warps) + "/p" +
            number(producers) + "/kv" + number(block_kv) + "/s" + number(stages) + "/b" + number(blocks) + "/" +
            std::string(target.data());
 }
@@ -19,7 +20,9 @@ KernelKey decode_key(const DecodeProblem& problem, const DecodeConfig& config, c
     KernelKey key;
     key.family = static_cast<std::uint8_t>(Family::decode);
     key.dtype = static_cast<std::uint8_t>(problem.dtype);
-    key.softcap = problem.softcap > 0;
+    key.score = static_cast<std::uint8_t>(problem.softcap > 0 ? Score::softcap
+                                          : problem.scale < 0 ? Score::negated
+                                                              : Score::scaled);
     key.page_size = static_cast<std::uint8_t>(problem.page_size);
     key.head_dim = static_cast<std::uint16_t>(problem.head_dim);
     key.head_dim_v = static_cast<std::uint16_t>(problem.head_dim_v);

@@ -16,10 +16,13 @@ namespace sapwood {
 
 enum class Family : std::uint8_t { decode = 1 };
 
+/// Score policies of templates/attention/score.h; the scale and the cap themselves are arguments.
+enum class Score : std::uint8_t { scaled = 0, softcap = 1, negated = 2 };
+
 struct KernelKey {
     std::uint8_t family = 0;
     std::uint8_t dtype = 0;
-    std::uint8_t softcap = 0;    // 0 or 1; its value is an argument
+    std::uint8_t score = 0;      // Score
     std::uint8_t page_size = 0;  // tokens; 0 = contiguous
     std::uint16_t head_dim = 0, head_dim_v = 0;
     std::uint16_t group = 0;

@@ -39,6 +39,18 @@ std::string fill(std::string_view text, const std::map<std::string, std::string>
     return out;
 }
 
+const char* score_policy(Score score) {
+    switch (score) {
+        case Score::scaled:
+            return "ScaledScore";
+        case Score::softcap:
+            return "SoftcapScore";
+        case Score::negated:
+            return "NegatedScore";
+    }
+    raise(ErrorCode::kInternal, "unknown score policy");
+}
+
 abi::DecodeShape shape_of(const KernelKey& key) {
     return {key.head_dim, key.head_dim_v, key.group, key.warps, key.producers, key.block_kv, key.stages};
 }
@@ -61,7 +73,7 @@ jit::CompileRequest render(const KernelKey& key) {
                                                       {"key", request.name},
                                                       {"element", key.dtype == static_cast<int>(DType::fp16) ? "Fp16" : "Bf16"},
                                                       {"kv_source", kv_source},
-                                                      {"score", key.softcap ? "SoftcapScore" : "ScaledScore"},
+                                                      {"score", score_policy(static_cast<Score>(key.score))},
                                                       {"head_dim", std::to_string(key.head_dim)},
                                                       {"head_dim_v", std::to_string(key.head_dim_v)},
                                                       {"group", std::to_string(key.group)},

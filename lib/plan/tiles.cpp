@@ -54,9 +54,9 @@ DecodeProblem complete(const DecodeProblem& asked) {
     if (!one_of(problem.page_size, {0, 1, 16, 32, 64, 128})) {
         refuse("page size " + std::to_string(problem.page_size) + " is not one of 0 (contiguous), 1, 16, 32, 64, 128");
     }
-    if (!std::isfinite(problem.scale) || problem.scale < 0 || !std::isfinite(problem.softcap) || problem.softcap < 0) {
+    if (!std::isfinite(problem.scale) || !std::isfinite(problem.softcap) || problem.softcap < 0) {
         refuse("scale " + std::to_string(problem.scale) + " and softcap " + std::to_string(problem.softcap) +
-               " must be finite and not negative");
+               " must be finite, the soft-cap not negative");
     }
     if (problem.scale == 0) problem.scale = 1.0f / std::sqrt(static_cast<float>(problem.head_dim));
     return problem;

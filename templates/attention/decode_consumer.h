@@ -137,7 +137,7 @@ struct DecodeConsumer {
             m1 = max_f32(m1, max_f32(s[i][2], s[i][3]));
         }
         const f32 factor = score.factor();
-        state.raise(state.quad_max(m0) * factor, state.quad_max(m1) * factor);
+        state.raise(m0 * factor, m1 * factor);
         const f32 z0 = -state.finite(state.maximum[0]), z1 = -state.finite(state.maximum[1]);
         SAPWOOD_UNROLL for (u32 i = 0; i < kCount * 2; ++i) {
             s[i][0] = exp2_approx(fma_f32(s[i][0], factor, z0));

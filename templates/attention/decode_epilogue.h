@@ -20,7 +20,7 @@ SAPWOOD_DEVICE void add_parts(const DecodeShared<Traits>& shared, u32 stage, Sof
         const u32 kept = (live + 1) / 2;
         const u32 slot = ((part >= kept ? part - kept : part) * blocks + row_block);
         F32x4* out = reinterpret_cast<F32x4*>(shared.scratch(stage)) + slot * kVectors * 32 + lane;
-        f32* stats = shared.scratch_stats() + slot * 32;
+        f32* stats = shared.scratch_stats(stage) + slot * 32;
         if (part >= kept && part < live) {
             SAPWOOD_UNROLL for (u32 i = 0; i < kVectors; ++i) {
                 out[i * 32] = {state.out[i][0], state.out[i][1], state.out[i][2], state.out[i][3]};

@@ -20,9 +20,11 @@ constexpr unsigned max_unsigned(unsigned a, unsigned b) { return a > b ? a : b; 
 constexpr unsigned decode_block_q(const DecodeShape& s) { return s.warps * 16; }
 constexpr bool decode_query_in_registers(const DecodeShape& s) { return s.head_dim <= 128; }
 
-/// Header of a stage: kind, KV head, the item, then the chunks of the tile.
+/// Header of a stage: kind, KV head, the item, then the chunks of a tile or, of a scratch stage, row maxima and sums.
 constexpr unsigned decode_header_bytes(const DecodeShape& s) {
-    return align_up(32 + s.block_kv / kChunkTokens * static_cast<unsigned>(sizeof(Chunk)), 128);
+    const unsigned chunks = s.block_kv / kChunkTokens * static_cast<unsigned>(sizeof(Chunk));
+    const unsigned stats = s.warps / 2 * 16 * 2 * 4;
+    return align_up(32 + max_unsigned(chunks, stats), 128);
 }
 constexpr unsigned decode_tile_bytes(const DecodeShape& s) { return s.block_kv * (s.head_dim + s.head_dim_v) * 2; }
 /// A stage serves as K and V tile, as Q tile, or as scratch where warps that shared one row block by keys add up their results.
@@ -34,8 +36,8 @@ constexpr unsigned decode_stage_bytes(const DecodeShape& s) {
 constexpr unsigned decode_query_hold_bytes(const DecodeShape& s) {
     return decode_query_in_registers(s) ? 0 : decode_block_q(s) * s.head_dim * 2;
 }
-/// Row maxima and sums of the scratch merge, ticket mailbox, a note of the item for each compute warp.
-constexpr unsigned decode_small_bytes(const DecodeShape& s) { return s.warps * 16 * 2 * 4 + 16 + s.warps * 16; }
+/// Ticket mailbox, a note of the item for each compute warp.
+constexpr unsigned decode_small_bytes(const DecodeShape& s) { return 16 + s.warps * 16; }
 constexpr unsigned decode_shared_bytes(const DecodeShape& s) {
     return s.stages * (decode_stage_bytes(s) + decode_header_bytes(s)) + decode_query_hold_bytes(s) + decode_small_bytes(s) +
            2 * s.stages * 8;

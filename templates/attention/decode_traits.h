@@ -31,8 +31,7 @@ struct DecodeTraits : Config {
     static constexpr u32 kHeaderBytes = abi::decode_header_bytes(kShape);
     static constexpr u32 kHeaders = Config::kStages * kStageBytes;
     static constexpr u32 kQueryHold = kHeaders + Config::kStages * kHeaderBytes;
-    static constexpr u32 kScratchStats = kQueryHold + abi::decode_query_hold_bytes(kShape);
-    static constexpr u32 kMailbox = kScratchStats + Config::kWarps * 16 * 2 * 4;
+    static constexpr u32 kMailbox = kQueryHold + abi::decode_query_hold_bytes(kShape);
     static constexpr u32 kNotes = kMailbox + 16;
     static constexpr u32 kBarriers = kNotes + Config::kWarps * 16;
     static_assert(kBarriers + 2 * Config::kStages * 8 == abi::decode_shared_bytes(kShape));
@@ -65,7 +64,8 @@ struct DecodeShared {
         return reinterpret_cast<StageHeader*>(base + Traits::kHeaders + index * Traits::kHeaderBytes);
     }
     SAPWOOD_DEVICE abi::Chunk* chunks(u32 index) const { return reinterpret_cast<abi::Chunk*>(header(index) + 1); }
-    SAPWOOD_DEVICE f32* scratch_stats() const { return reinterpret_cast<f32*>(base + Traits::kScratchStats); }
+    /// Of a scratch stage. In the stage itself, like the scratch: warps that are an item ahead write another stage's.
+    SAPWOOD_DEVICE f32* scratch_stats(u32 index) const { return reinterpret_cast<f32*>(header(index) + 1); }
     /// What a compute warp need not hold in registers while the item streams by.
     SAPWOOD_DEVICE ItemNote& note(u32 warp) const { return reinterpret_cast<ItemNote*>(base + Traits::kNotes)[warp]; }
     SAPWOOD_DEVICE u32* mailbox() const { return reinterpret_cast<u32*>(base + Traits::kMailbox); }

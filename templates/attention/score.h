@@ -8,13 +8,22 @@
 
 namespace sapwood::kernel {
 
-/// scale * q·k, times log2(e). The scale is positive, so the largest product has the largest exponent.
+/// scale * q·k, times log2(e), for a positive scale: the largest product has the largest exponent.
 struct ScaledScore {
     static constexpr bool kTransforms = false;
     f32 scale_log2;
     SAPWOOD_DEVICE explicit ScaledScore(const abi::DecodeParams& params) : scale_log2(params.scale_log2) {}
     SAPWOOD_DEVICE f32 factor() const { return scale_log2; }
     SAPWOOD_DEVICE f32 transform(f32 product) const { return product; }
+};
+
+/// The same for a negative scale.
+struct NegatedScore {
+    static constexpr bool kTransforms = true;
+    f32 scale_log2;
+    SAPWOOD_DEVICE explicit NegatedScore(const abi::DecodeParams& params) : scale_log2(-params.scale_log2) {}
+    SAPWOOD_DEVICE f32 factor() const { return scale_log2; }
+    SAPWOOD_DEVICE f32 transform(f32 product) const { return -product; }
 };
 
 /// cap * tanh(scale * q·k / cap), times log2(e). tanh(x) = 1 - 2 / (1 + 2^(2 x log2 e)) keeps an absolute error of 2^-21 or so,

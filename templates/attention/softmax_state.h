@@ -37,22 +37,23 @@ struct SoftmaxState {
         }
     }
 
-    /// Takes over new row maxima (equal in the four lanes of a row) when some row of the warp has outgrown its own by more than
-    /// kSlack: weights up to 2^kSlack are as exact as those up to 1, and most steps then need no rescaling at all.
+    SAPWOOD_DEVICE static f32 quad_max(f32 v) {
+        v = max_f32(v, shfl_xor(v, 1));
+        return max_f32(v, shfl_xor(v, 2));
+    }
+    /// Takes over new exponents, each lane giving the largest of those it holds, when some row of the warp has outgrown its maximum
+    /// by more than kSlack: weights up to 2^kSlack are as exact as those up to 1, and most steps need neither a reduction nor
+    /// rescaling.
     static constexpr f32 kSlack = 8;
     SAPWOOD_DEVICE void raise(f32 m0, f32 m1) {
         if (!warp_any(m0 > maximum[0] + kSlack || m1 > maximum[1] + kSlack)) return;
-        m0 = max_f32(m0, maximum[0]);
-        m1 = max_f32(m1, maximum[1]);
+        m0 = max_f32(quad_max(m0), maximum[0]);
+        m1 = max_f32(quad_max(m1), maximum[1]);
         rescale(exp2_approx(maximum[0] - finite(m0)), exp2_approx(maximum[1] - finite(m1)));
         maximum[0] = m0;
         maximum[1] = m1;
     }
 
-    SAPWOOD_DEVICE static f32 quad_max(f32 v) {
-        v = max_f32(v, shfl_xor(v, 1));
-        return max_f32(v, shfl_xor(v, 2));
-    }
     SAPWOOD_DEVICE void reduce_sum() {
         SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
             sum[h] += shfl_xor(sum[h], 1);
