@@ -192,7 +192,9 @@ struct DecodeConsumer {
         u32 finished = 0;
         for (;; ++finished) {
             shared.ring.wait_full(at);
-            if (shared.header(at.stage)->kind == static_cast<u32>(abi::StageKind::stop)) break;
+            // Read by the lane that will give the stage back, told to the others.
+            const u32 kind = shfl(lane == 0 ? shared.header(at.stage)->kind : 0, 0);
+            if (kind == static_cast<u32>(abi::StageKind::stop)) break;
             begin_item();
             release();
             u32 turn = 0;
@@ -204,6 +206,9 @@ struct DecodeConsumer {
             state.reduce_sum();
             if (parts > 1) {
                 shared.ring.wait_full(at);
+                // The ring has ordered this already, by way of the copy warps; said directly it costs little and a race checker
+                // follows it.
+                named_sync(kComputeBarrier, Traits::kComputeThreads);
                 add_parts<Traits>(shared, at.stage, state, row_block, part, parts);
                 release();
             }
@@ -223,14 +228,14 @@ SAPWOOD_DEVICE void decode(const abi::DecodeParams& params) {
     using Traits = DecodeTraits<Config>;
     const DecodeShared<Traits> shared;
     if (thread_id() == 0) shared.ring.init(DecodeProducer<Traits>::kFullArrivals, Traits::kWarps);
-    if (warp_id() >= Traits::kWarps) {
-        DecodeProducer<Traits> producer(params, shared);
-        producer.look_up();  // travels while the barriers are made
-        block_sync();
+    const bool copies = warp_id() >= Traits::kWarps;
+    DecodeProducer<Traits> producer(params, shared);
+    if (copies) producer.look_up();  // travels while the barriers are made
+    block_sync();
+    if (copies) {
         if constexpr (Traits::kMoveRegisters) registers_release<Traits::kProducerRegisters>();
         producer.run();
     } else {
-        block_sync();
         if constexpr (Traits::kMoveRegisters) registers_take<Traits::kConsumerRegisters>();
         DecodeConsumer<Traits>(params, shared).run();
     }
