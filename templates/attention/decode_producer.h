@@ -48,14 +48,13 @@ struct DecodeProducer {
     SAPWOOD_DEVICE DecodeProducer(const abi::DecodeParams& p, const DecodeShared<Traits>& s)
         : params(p), shared(s), warp(warp_id() - Traits::kWarps), lane(lane_id()) {}
 
-    /// The stage's full barrier counts every copy thread's landed copies and one plain arrival a copy warp for the header words.
-    static constexpr u32 kFullArrivals = kThreads + Traits::kProducers;
+    /// The stage's full barrier counts every copy thread twice: its copies have landed, and its header words are written.
+    static constexpr u32 kFullArrivals = kThreads * 2;
 
     SAPWOOD_DEVICE void publish() {
         const u32 barrier = shared.ring.full(at.stage);
         cp_async_arrive(barrier);
-        warp_sync();
-        if (lane == 0) mbarrier_arrive(barrier);
+        mbarrier_arrive(barrier);
         at.advance();
     }
     SAPWOOD_DEVICE void write_header(abi::StageKind kind, u32 kv_head = 0) {
