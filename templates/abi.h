@@ -7,12 +7,13 @@ namespace sapwood::abi {
 /// Keys are visited in chunks of 16 consecutive KV positions: the k extent of one mma step.
 inline constexpr unsigned kChunkTokens = 16;
 
-/// Up to 16 consecutive positions of one node, seen by the rows [row_begin, row_end) of its work item (row = request * group + head).
+/// Up to 16 consecutive positions of one node, seen by the rows [row_begin, row_end) of its work item (row = request * group +
+/// head).
 struct alignas(16) Chunk {
     unsigned position;         // first KV position
     unsigned short row_begin;  // row_begin == row_end: padding, nothing is loaded
     unsigned short row_end;
-    unsigned tokens;           // valid keys, 1..16 (0 for padding)
+    unsigned tokens;  // valid keys, 1..16 (0 for padding)
     unsigned reserved;
 };
 
@@ -49,9 +50,9 @@ struct alignas(16) WorkHeader {
 
 /// Counters of a plan, zero between launches: the last block to leave puts them back.
 struct alignas(16) Counters {
-    unsigned ticket;     // next work item to draw
-    unsigned finished;   // work items whose results are written
-    unsigned left;       // blocks that are done
+    unsigned ticket;    // next work item to draw
+    unsigned finished;  // work items whose results are written
+    unsigned left;      // blocks that are done
     unsigned reserved;
 };
 
@@ -68,8 +69,8 @@ struct DecodeParams {
     const ItemRequest* requests;
     const Chunk* chunks;
     const Merge* merges;
-    float* partial_out;      // [slots, kv_heads, group, head_dim_v]
-    float* partial_lse;      // [slots, kv_heads, group], natural logarithm
+    float* partial_out;  // [slots, kv_heads, group, head_dim_v]
+    float* partial_lse;  // [slots, kv_heads, group], natural logarithm
     Counters* counters;
     long long q_request_stride, out_request_stride;
     unsigned q_head_stride, out_head_stride;
@@ -77,8 +78,8 @@ struct DecodeParams {
     unsigned k_token_stride, v_token_stride;
     unsigned kv_heads;
     unsigned item_capacity;
-    float scale_log2;   // scale * log2(e); with a soft-cap: scale / softcap
-    float softcap_log2; // softcap * log2(e)
+    float scale_log2;    // scale * log2(e); with a soft-cap: scale / softcap
+    float softcap_log2;  // softcap * log2(e)
 };
 
 }  // namespace sapwood::abi

@@ -18,9 +18,9 @@ public:
     std::string family() override { return "nvrtc"; }
     jit::Artifact compile(const jit::CompileRequest& request) override;
 
-    std::string path();                   // file that is or would be loaded; empty if none
-    std::string version();                // "13.0", loads the library
-    std::vector<int> supported_archs();   // {75, 80, …}, loads the library
+    std::string path();                  // file that is or would be loaded; empty if none
+    std::string version();               // "13.0", loads the library
+    std::vector<int> supported_archs();  // {75, 80, …}, loads the library
 
 private:
     struct Impl;

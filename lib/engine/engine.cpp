@@ -75,7 +75,8 @@ struct Engine::Impl {
             made->key = key;
             made->artifact = artifact(key, origin);
             if (setup.is_host) {
-                made->loaded = host::load(*made->artifact, {.schedule_seed = options.host_schedule_seed, .os_threads = options.host_threads});
+                made->loaded =
+                    host::load(*made->artifact, {.schedule_seed = options.host_schedule_seed, .os_threads = options.host_threads});
             } else if (setup.device) {
                 made->loaded = setup.device->load(*made->artifact, shared_bytes_of(key));
                 made->blocks_per_sm = setup.device->occupancy(*made->loaded, threads_of(key), shared_bytes_of(key));

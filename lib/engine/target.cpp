@@ -9,7 +9,6 @@
 #include "host/host.h"
 
 namespace sapwood {
-namespace {
 
 Limits limits_of(const cuda::DeviceInfo& info, const std::string& target) {
     return {.target = target,
@@ -20,6 +19,8 @@ Limits limits_of(const cuda::DeviceInfo& info, const std::string& target) {
             .reserved_shared_block = info.reserved_shared_per_block,
             .registers_sm = info.max_registers_per_sm};
 }
+
+namespace {
 
 TargetSetup open_host() {
     // The host target imitates a small sm_90: the same tiles and lists as on the real one, on a grid that a few cores get through.

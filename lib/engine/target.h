@@ -23,6 +23,9 @@ struct TargetSetup {
     bool is_host = false;
 };
 
+/// What planning needs of a device, present or from the table of SMs.
+Limits limits_of(const cuda::DeviceInfo& info, const std::string& target);
+
 /// Resolves EngineOptions::target. Throws kUnsupportedDevice saying what there is.
 TargetSetup open_target(const EngineOptions& options);
 

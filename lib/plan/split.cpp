@@ -84,8 +84,8 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
     Split best = {.item_cost = longest, .makespan = 0};
     bool first = true;
     std::int64_t tried = 0;
-    // Blocks as they are, then as many items as make whole rounds over the workers (an explicit config fixes the number): a few items
-    // more than a round would cost a round more.
+    // Blocks as they are, then as many items as make whole rounds over the workers (an explicit config fixes the number): a few
+    // items more than a round would cost a round more.
     for (const double share : {0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0}) {
         const double wanted = std::max(1.0, std::floor((input.aimed != 0 ? input.aimed : share) * workers / input.kv_heads));
         double length = std::min(all / wanted, longest);

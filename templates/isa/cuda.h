@@ -39,8 +39,8 @@ SAPWOOD_DEVICE void warp_sync() { __syncwarp(); }
 /// Barrier `id` (1..15) among `threads` threads (whole warps) of the block; orders their shared and global accesses.
 SAPWOOD_DEVICE void named_sync(u32 id, u32 threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
 
-/// Moves registers between warpgroups (four warps that start at a multiple of four): every warp of one calls it with the same count.
-/// The kernel must have been launched with the registers that the sum comes to. No effect before sm_90a.
+/// Moves registers between warpgroups (four warps that start at a multiple of four): every warp of one calls it with the same
+/// count. The kernel must have been launched with the registers that the sum comes to. No effect before sm_90a.
 template <u32 kCount>
 SAPWOOD_DEVICE void registers_release() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(__CUDA_ARCH_FEAT_SM100_ALL) || defined(__CUDA_ARCH_FEAT_SM103_ALL)
@@ -64,10 +64,14 @@ SAPWOOD_DEVICE bool mbarrier_try(u32 shared, u32 parity) {
     u32 done;
 #if __CUDA_ARCH__ >= 900
     asm volatile("{ .reg .pred p; mbarrier.try_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                 : "=r"(done) : "r"(shared), "r"(parity) : "memory");
+                 : "=r"(done)
+                 : "r"(shared), "r"(parity)
+                 : "memory");
 #else
     asm volatile("{ .reg .pred p; mbarrier.test_wait.parity.shared.b64 p, [%1], %2; selp.u32 %0, 1, 0, p; }"
-                 : "=r"(done) : "r"(shared), "r"(parity) : "memory");
+                 : "=r"(done)
+                 : "r"(shared), "r"(parity)
+                 : "memory");
 #endif
     return done != 0;
 }
@@ -94,11 +98,15 @@ SAPWOOD_DEVICE bool warp_any(bool value) { return __any_sync(~0u, value); }
 /// Four 8x8 matrices of 16-bit elements; lane l gives the address of row l%8 of matrix l/8.
 SAPWOOD_DEVICE void ldmatrix_x4(u32 (&r)[4], u32 shared) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared) : "memory");
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared)
+                 : "memory");
 }
 SAPWOOD_DEVICE void ldmatrix_x4_trans(u32 (&r)[4], u32 shared) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(shared) : "memory");
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(shared)
+                 : "memory");
 }
 
 /// d += a (16x16, row) * b (16x8, col), fp32 accumulation. Layouts: PTX ISA, mma.m16n8k16.
@@ -107,12 +115,14 @@ SAPWOOD_DEVICE void mma_16x8x16(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1);
 template <>
 SAPWOOD_DEVICE void mma_16x8x16<Fp16>(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 template <>
 SAPWOOD_DEVICE void mma_16x8x16<Bf16>(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+                 : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // --- arithmetic ------------------------------------------------------------------------------------------------------------

@@ -54,8 +54,8 @@ std::string fault_of(Engine& engine, const Shape& shape) {
     const int blocks = plan.info().config.blocks, registers = (report.registers + 7) / 8 * 8;  // dealt out in eights
     const cuda::DeviceInfo sm = cuda::offline_device(engine.target());
     if (report.registers <= 0) return key + "no register count";
-    // Head dim 256 alone has 128 accumulators a thread of the 255 registers: on some SMs ptxas parks a few values of the work item in
-    // local memory, between items and not in the key loop. Anything more is a fault there too.
+    // Head dim 256 alone has 128 accumulators a thread of the 255 registers: on some SMs ptxas parks a few values of the work item
+    // in local memory, between items and not in the key loop. Anything more is a fault there too.
     if (report.spill_bytes > (shape.head_dim == 256 ? 24 : 0))
         return key + std::to_string(report.spill_bytes) + " bytes spilled at " + std::to_string(report.registers) + " registers";
     if (report.shared_bytes > sm.max_shared_per_block_optin) return key + std::to_string(report.shared_bytes) + " bytes shared";
