@@ -84,11 +84,11 @@ void DecodePlan::Impl::plan(const Forest& forest, const ForestOrder& order, cons
     for (CostModel narrow = model; uneven && narrow.capacity > 1 && order.requests.size() > 1;) {
         narrow.capacity = (narrow.capacity + 1) / 2;
         Cover other = make_cover(order, narrow);
-        const Split its = choose_split(order, other, narrow, split_input());
+        Split its = choose_split(order, other, narrow, split_input());
         if (its.makespan < 0.98 * split.makespan) {
             model = narrow;
             cover = std::move(other);
-            split = its;
+            split = std::move(its);
         }
         if (narrow.capacity * group_of(problem) <= 16) break;
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "plan/work_list.h"
 
@@ -23,12 +24,6 @@ constexpr double kPartialsInL2 = 16.0e6;
 constexpr double kNextItemMicroseconds = 0.7;
 // Steps of six percent towards item lengths that make whole rounds.
 constexpr int kFitSteps = 12;
-
-struct BlockSize {
-    std::int64_t tiles, requests;
-    double crowded, alone;  // cost of its chunks with all workers streaming, and with few
-    double seen;            // (request, tile) incidences
-};
 
 }  // namespace
 
@@ -56,20 +51,19 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
     const ChunkCost cost = chunk_cost(model, input);
     double all = 0, longest = 0;
     for (const Block& block : cover.blocks) {
-        BlockSize size{};
-        std::int64_t chunks = 0;
+        BlockSize size;
         each_entry(order, block, [&](const ForestOrder::Entry& entry) {
             const std::int64_t own = entry.padded / abi::kChunkTokens;
-            chunks += own;
+            size.chunks += own;
             size.crowded += static_cast<double>(own) * cost(entry, block, 1.0);
             size.alone += static_cast<double>(own) * cost(entry, block, kAlone);
             size.seen += static_cast<double>(own) *
                          (std::min(entry.request_end, block.request_end) - std::max(entry.request_begin, block.request_begin));
         });
         const std::int64_t in_tile = input.block_kv / static_cast<std::int64_t>(abi::kChunkTokens);
-        size.tiles = std::max<std::int64_t>(1, (chunks + in_tile - 1) / in_tile);
+        size.tiles = std::max<std::int64_t>(1, (size.chunks + in_tile - 1) / in_tile);
         size.requests = block.request_end - block.request_begin;
-        size.seen /= static_cast<double>(chunks > 0 ? chunks : 1);
+        size.seen /= static_cast<double>(size.chunks > 0 ? size.chunks : 1);
         sizes.push_back(size);
         all += size.crowded;
         longest = std::max(longest, size.crowded);
@@ -81,7 +75,8 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
         for (const BlockSize& size : sizes) items += pieces_of(size.crowded, item_cost, size.tiles);
         return items;
     };
-    Split best = {.item_cost = longest, .makespan = 0};
+    Split best;
+    best.item_cost = longest;
     bool first = true;
     std::int64_t tried = 0;
     // Blocks as they are, then as many items as make whole rounds over the workers (an explicit config fixes the number): a few
@@ -90,7 +85,8 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
         const double wanted = std::max(1.0, std::floor((input.aimed != 0 ? input.aimed : share) * workers / input.kv_heads));
         double length = std::min(all / wanted, longest);
         if (length < longest) {
-            for (int i = 0; i < kFitSteps && length<longest&& static_cast<double>(items_at(length))> wanted; ++i) length *= 1.06;
+            for (int i = 0; i < kFitSteps && longest > length && static_cast<double>(items_at(length)) > wanted; ++i)
+                length *= 1.06;
             length = std::min(length, longest);
         }
         const std::int64_t pieces = items_at(length);
@@ -123,12 +119,16 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
             const double bytes = parts * model.partial_bytes * input.kv_heads;
             makespan += kMergeMicroseconds * microsecond + bytes * (bytes < 2 * kPartialsInL2 ? model.reread : 1.0) / workers;
         }
-        if (first || makespan < best.makespan * 0.999) best = {.item_cost = length, .makespan = makespan};
+        if (first || makespan < best.makespan * 0.999) {
+            best.item_cost = length;
+            best.makespan = makespan;
+        }
         first = false;
         if (input.aimed != 0) break;
     }
     best.makespan /= microsecond;
     best.even_share = all * input.kv_heads / workers / microsecond;
+    best.sizes = std::move(sizes);
     return best;
 }
 

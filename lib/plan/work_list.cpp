@@ -133,24 +133,10 @@ void WorkList::build(const ForestOrder& order, const Cover& cover, const CostMod
 
     const std::int64_t in_tile = input.block_kv / kChunk;
     const ChunkCost cost = chunk_cost(model, input);
-    // Costs first: with them the number of items, and room for all chunks, padding included, so that they are written in place.
-    struct BlockWork {
-        double cost = 0;
-        std::int64_t chunks = 0, pieces = 1;
-    };
-    std::vector<BlockWork> works;
-    works.reserve(cover.blocks.size());
+    // Room for all chunks, padding included, so that they are written in place.
     std::int64_t room_for = 0;
-    for (const Block& block : cover.blocks) {
-        BlockWork work;
-        each_entry(order, block, [&](const ForestOrder::Entry& entry) {
-            const std::int64_t count = chunks_of(entry.tokens);
-            work.chunks += count;
-            work.cost += static_cast<double>(count) * cost(entry, block, 1.0);
-        });
-        work.pieces = pieces_of(work.cost, split.item_cost, std::max<std::int64_t>(1, (work.chunks + in_tile - 1) / in_tile));
-        room_for += work.chunks + (work.pieces + 1) * in_tile;
-        works.push_back(work);
+    for (const BlockSize& size : split.sizes) {
+        room_for += size.chunks + (pieces_of(size.crowded, split.item_cost, size.tiles) + 1) * in_tile;
     }
     chunks.resize(static_cast<std::size_t>(room_for));
     end_ = chunks.data();
@@ -159,11 +145,11 @@ void WorkList::build(const ForestOrder& order, const Cover& cover, const CostMod
     std::vector<Run> runs;
     for (std::size_t b = 0; b < cover.blocks.size(); ++b) {
         const Block& block = cover.blocks[b];
-        const double block_cost = works[b].cost;
-        const std::int64_t pieces = works[b].pieces;
+        const BlockSize& size = split.sizes[b];
+        const std::int64_t pieces = pieces_of(size.crowded, split.item_cost, size.tiles);
         entries_of(order, block, entries);
         // Items of equal cost; each ends with a whole pair of chunks where it can, the last takes what is left.
-        const double share = block_cost / static_cast<double>(pieces);
+        const double share = size.crowded / static_cast<double>(pieces);
         double room = share;
         std::int64_t piece = 1;
         runs.clear();

@@ -12,8 +12,16 @@
 
 namespace sapwood {
 
+/// What a block of the cover asks of the workers, in equivalent bytes of one worker's stream (see ChunkCost).
+struct BlockSize {
+    std::int64_t chunks = 0, tiles = 1, requests = 0;
+    double crowded = 0, alone = 0;  // cost of its chunks with all workers streaming, and with few
+    double seen = 0;                // requests that see a chunk, on average
+};
+
 /// How much a work item may cost, in equivalent bytes of one worker's stream, and what that choice promises.
 struct Split {
+    std::vector<BlockSize> sizes;  // of the cover's blocks, in their order
     double item_cost = 0;
     double makespan = 0;    // microseconds, by the model
     double even_share = 0;  // of the cover's work for each worker: no split of this cover takes less
