@@ -227,7 +227,11 @@ template <class Config>
 SAPWOOD_DEVICE void decode(const abi::DecodeParams& params) {
     using Traits = DecodeTraits<Config>;
     const DecodeShared<Traits> shared;
-    if (thread_id() == 0) shared.ring.init(DecodeProducer<Traits>::kFullArrivals, Traits::kComputeThreads);
+    if (thread_id() == 0) {
+        shared.ring.init(DecodeProducer<Traits>::kFullArrivals, Traits::kComputeThreads);
+        // All blocks that will ever wait for each other are resident once all have said so, and the next kernel waits by itself.
+        let_later_kernels_start();
+    }
     const bool copies = warp_id() >= Traits::kWarps;
     DecodeProducer<Traits> producer(params, shared);
     if (copies) producer.look_up();  // travels while the barriers are made

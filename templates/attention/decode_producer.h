@@ -184,15 +184,26 @@ struct DecodeProducer {
         publish();
     }
 
-    SAPWOOD_DEVICE void send_item(u32 kv_head) {
+    /// What the work list says of an item's beginning: nothing that a kernel before this one could have written.
+    struct Beginning {
+        u32 chunk[2 * kAhead];
+        QueryRows query;
+    };
+    SAPWOOD_DEVICE Beginning find_beginning() const {
+        Beginning found;
+        SAPWOOD_UNROLL for (u32 i = 0; i < 2 * kAhead; ++i) found.chunk[i] = load_chunk(i);
+        found.query = find_query();
+        return found;
+    }
+
+    SAPWOOD_DEVICE void send_item(u32 kv_head, const Beginning& beginning) {
         // Two chains of dependent look-ups, chunk then page and request then row, in flight together; registers as a queue, shifted
         // once a tile, because a ring would index them at run time.
         u32 chunk[2 * kAhead];
         u32 row[kAhead];
-        SAPWOOD_UNROLL for (u32 i = 0; i < 2 * kAhead; ++i) chunk[i] = load_chunk(i);
-        const QueryRows query = find_query();
+        SAPWOOD_UNROLL for (u32 i = 0; i < 2 * kAhead; ++i) chunk[i] = beginning.chunk[i];
         SAPWOOD_UNROLL for (u32 i = 0; i < kAhead; ++i) row[i] = find_row(chunk[i]);
-        send_query(kv_head, query);
+        send_query(kv_head, beginning.query);
         const u8* k = static_cast<const u8*>(params.k) + static_cast<u64>(kv_head) * static_cast<u64>(params.k_head_stride);
         const u8* v = static_cast<const u8*>(params.v) + static_cast<u64>(kv_head) * static_cast<u64>(params.v_head_stride);
         for (u32 tile = 0; tile < item.tiles; ++tile) {
@@ -234,15 +245,26 @@ struct DecodeProducer {
         const u32 tickets = header.x * params.kv_heads, merges = header.y;
         const u32 base = merges == 0 ? grid_size() : 0;
         u32 ticket = block_id();
+        Beginning beginning;
+        if (merges == 0 && ticket < tickets) beginning = find_beginning();
+        // So far only the work list was read. Counters, tensors and page table are the earlier kernels' until they have ended; all
+        // that the compute warps touch follows from what is copied after this.
+        wait_for_earlier_kernels();
         if (merges != 0) {
             ticket = share(1, leader() ? atomic_add_relaxed(&params.counters->ticket, 1) : 0);
-            if (ticket < tickets) item = load_item(ticket / params.kv_heads);
+            if (ticket < tickets) {
+                item = load_item(ticket / params.kv_heads);
+                beginning = find_beginning();
+            }
         }
         for (u32 turn = 0; ticket < tickets; ++turn) {
             const u32 drawn = leader() ? base + atomic_add_relaxed(&params.counters->ticket, 1) : 0;  // travels with the item
-            send_item(ticket % params.kv_heads);
+            send_item(ticket % params.kv_heads, beginning);
             ticket = share(turn, drawn);
-            if (ticket < tickets) item = load_item(ticket / params.kv_heads);
+            if (ticket < tickets) {
+                item = load_item(ticket / params.kv_heads);
+                beginning = find_beginning();
+            }
         }
         send_empty(abi::StageKind::stop, tickets, merges);
         // With nothing to merge the block's part in putting the counters back is done here, off the compute warps' path.

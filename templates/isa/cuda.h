@@ -54,6 +54,20 @@ SAPWOOD_DEVICE void registers_take() {
 #endif
 }
 
+/// Programmatic dependent launch. The kernel behind this one on the stream may start once every block has called this or ended …
+SAPWOOD_DEVICE void let_later_kernels_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+/// … and must call this before it touches what kernels before it may read or write: returns when all of them have ended, their
+/// writes visible. Returns at once in a kernel that was launched without overlap.
+SAPWOOD_DEVICE void wait_for_earlier_kernels() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 SAPWOOD_DEVICE void mbarrier_init(u32 shared, u32 arrivals) {
     asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared), "r"(arrivals) : "memory");
 }

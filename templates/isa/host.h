@@ -61,6 +61,10 @@ SAPWOOD_DEVICE void registers_release() {}
 template <u32 kCount>
 SAPWOOD_DEVICE void registers_take() {}
 
+/// Launches run to completion here.
+SAPWOOD_DEVICE void let_later_kernels_start() {}
+SAPWOOD_DEVICE void wait_for_earlier_kernels() {}
+
 SAPWOOD_DEVICE void mbarrier_init(u32 shared, u32 arrivals) {
     HostThread* self = host_self();
     self->block->runtime->mbarrier_init(self, shared, arrivals);
