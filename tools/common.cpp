@@ -67,6 +67,11 @@ DecodeConfig parse_config(const std::string& given) {
     for (std::size_t at = 0; at < given.size();) {
         const std::size_t end = std::min(given.find(',', at), given.size()), equals = given.find('=', at);
         bool known = false;
+        for (const Mainloop mainloop : {Mainloop::mma, Mainloop::wgmma}) {
+            if (given.substr(at, end - at) != std::string("mainloop=") + mainloop_name(mainloop)) continue;
+            config.mainloop = mainloop;
+            known = true;
+        }
         for (const auto& [name, field] : fields) {
             if (equals >= end || given.compare(at, equals - at, name) != 0) continue;
             *field = std::atoi(given.c_str() + equals + 1);
@@ -74,7 +79,7 @@ DecodeConfig parse_config(const std::string& given) {
         }
         if (!known)
             throw Stop{kUsage, "'" + given.substr(at, end - at) +
-                                   "' in --config: write warps=, producers=, block_kv=, stages=, blocks=, split="};
+                                   "' in --config: write mainloop=mma or wgmma, warps=, producers=, block_kv=, stages=, blocks=, split="};
         at = end + 1;
     }
     return config;

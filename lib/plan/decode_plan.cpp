@@ -70,6 +70,7 @@ SplitInput DecodePlan::Impl::split_input() const {
             .resident_blocks = grid(),
             .sms = limits.sms,
             .block_kv = config.block_kv,
+            .unit_rows = config.mainloop == Mainloop::wgmma ? 64 : 16,
             .aimed = config.split};
 }
 

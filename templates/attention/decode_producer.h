@@ -7,13 +7,15 @@
 
 namespace sapwood::kernel {
 
-/// Shared by both roles: rows are spread over row blocks of 16; where there are fewer row blocks than warps, `parts` warps share a
-/// row block and take turns over the keys.
+/// Shared by both roles: rows are spread over blocks of a unit's rows; where there are fewer blocks than units, `parts` units share
+/// a block and take turns over the keys.
 template <class Traits>
 struct RowBlocks {
+    static constexpr u32 kRows = Traits::kUnitWarps * 16;
+    static constexpr u32 kUnits = Traits::kWarps / Traits::kUnitWarps;
     u32 rows, blocks, parts;
     SAPWOOD_DEVICE explicit RowBlocks(u32 requests)
-        : rows(requests * Traits::kGroup), blocks((rows + 15) / 16), parts(Traits::kWarps / (blocks == 0 ? 1 : blocks)) {}
+        : rows(requests * Traits::kGroup), blocks((rows + kRows - 1) / kRows), parts(kUnits / (blocks == 0 ? 1 : blocks)) {}
 };
 
 /// The last block to come here finds that all have drawn (and waited, if there are merges), and leaves the counters as they were
@@ -98,7 +100,7 @@ struct DecodeProducer {
                                  shfl(static_cast<u32>(found.offset[g]), local);
                 const u32 row = begin + local;
                 // Rows past the end are zeros: their scores must not be NaN, or a shared maximum vote would see them.
-                cp_async_16(shared.stage(at.stage) + Traits::KTile::offset(row, column), head + from + column * 16,
+                cp_async_16(shared.stage(at.stage) + Traits::QTile::offset(row, column), head + from + column * 16,
                             row < rows ? 16 : 0);
             }
         }
@@ -129,10 +131,11 @@ struct DecodeProducer {
         write_header(abi::StageKind::tile);
         const u32 k_stage = shared.stage(at.stage) + warp * kTokens * Traits::KTile::kPitch;
         const u32 v_stage =
-            shared.stage(at.stage) + Traits::kBlockKv * Traits::KTile::kPitch + warp * kTokens * Traits::VTile::kPitch;
+            shared.stage(at.stage) + Traits::kKTileBytes + warp * kTokens * Traits::VTile::kPitch;
         SAPWOOD_UNROLL for (u32 c = 0; c < kOwnChunks; ++c) {
             const u32 tokens = tokens_of(words, c);
-            if (tokens == 0) continue;  // padding: nobody reads it
+            // Padding: warps do not read it; a warpgroup multiplies whole tiles, and what lies there must not be NaN.
+            if (!Traits::kWarpgroups && tokens == 0) continue;
             if (tokens == abi::kChunkTokens) {
                 copy_chunk<true>(k_stage, v_stage, c, own_row, k, v);
             } else {
@@ -153,8 +156,9 @@ struct DecodeProducer {
         if constexpr (32 % kColumns == 0) {
             constexpr u32 kRowsAStep = 32 / kColumns;
             // The rows of one step have the keys of its first row, XOR the row within the step: one XOR with a constant.
-            const u32 lane_column = (lane % kColumns ^ Tile::key(lane / kColumns)) * 16;
-            const u32 lane_to = stage + (chunk * abi::kChunkTokens + lane / kColumns) * Tile::kPitch;
+            const u32 lane_column = (lane % 8 ^ Tile::key(lane / kColumns)) * 16;
+            const u32 lane_to = stage + (chunk * abi::kChunkTokens + lane / kColumns) * Tile::kPitch +
+                                lane % kColumns / 8 * Tile::kGroupStride;
             SAPWOOD_UNROLL for (u32 first = 0; first < abi::kChunkTokens; first += kRowsAStep) {
                 const u32 to = lane_to + first * Tile::kPitch + (lane_column ^ Tile::key(first) * 16);
                 copy_16<kWhole>(to, base + lane % kColumns * 16, shfl(own_row, chunk * abi::kChunkTokens + first + lane / kColumns),
