@@ -65,7 +65,7 @@ SAPWOOD_DEVICE void merge_row(const abi::DecodeParams& params, const abi::Merge&
             }
         }
     }
-    const f32 inverse = sum > 0 ? 1.0f / sum : 0.0f;
+    const f32 inverse = sum > 0 ? reciprocal(sum) : 0.0f;
     u8* to = out_row<Traits>(params, entry.request, kv_head, in_group);
     SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) {
         const u32 vector = n * 32 + lane;

@@ -31,7 +31,8 @@ struct DecodeRows {
     u32 query[Traits::kQueryInRegisters ? kSteps : 1][4];
     // Of the item: this warp's block of 16 rows, and its turn among the `parts` units that share the rows.
     u32 row_block = 0, part = 0, parts = 1;
-    u32 row_end = 0;  // of the item's rows; those behind are of no consequence
+    u32 first_row = 0;  // of the unit
+    u32 row_end = 0;    // of the item's rows; those behind are of no consequence
 
     SAPWOOD_DEVICE DecodeRows(const abi::DecodeParams& params, const DecodeShared<Traits>& s)
         : shared(s), score(params), lane(lane_id()) {}

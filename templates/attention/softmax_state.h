@@ -70,7 +70,7 @@ struct SoftmaxState {
     SAPWOOD_DEVICE f32 lse(u32 half) const {
         return sum[half] > 0 ? (maximum[half] + log2_approx(sum[half])) * 0.6931471805599453f : -infinity();
     }
-    SAPWOOD_DEVICE f32 inverse_sum(u32 half) const { return sum[half] > 0 ? 1.0f / sum[half] : 0.0f; }
+    SAPWOOD_DEVICE f32 inverse_sum(u32 half) const { return sum[half] > 0 ? reciprocal(sum[half]) : 0.0f; }
 
     /// Adds another part of the same rows; both with reduced sums.
     SAPWOOD_DEVICE void rescale_to(f32 m0, f32 m1) {
