@@ -91,7 +91,7 @@ void DecodePlan::Impl::plan(const Forest& forest, const ForestOrder& order, cons
             cover = std::move(other);
             split = std::move(its);
         }
-        if (narrow.capacity * group_of(problem) <= 16) break;
+        if (narrow.capacity * group_of(problem) <= split_input().unit_rows) break;
     }
     WorkList fresh;
     fresh.build(order, cover, model, split_input(), split, static_cast<std::size_t>(forest.node_capacity()));
@@ -116,8 +116,14 @@ std::unique_ptr<DecodePlan::Impl> make_decode_plan(const DecodeProblem& asked_pr
     auto plan = std::make_unique<DecodePlan::Impl>();
     plan->problem = complete(asked_problem);
     plan->limits = limits;
+    const ForestOrder order = order_of(forest);
     plan->config = choose_config(plan->problem, config, limits);
-    plan->plan(forest, order_of(forest), &asked);
+    if (config.mainloop == Mainloop::choose && row_heavy(order, cost_model(plan->problem, plan->config), plan->split_input())) {
+        DecodeConfig warpgroups = config;
+        warpgroups.mainloop = Mainloop::wgmma;
+        plan->config = find_config(plan->problem, warpgroups, limits).value_or(plan->config);
+    }
+    plan->plan(forest, order, &asked);
     return plan;
 }
 
