@@ -13,8 +13,8 @@ namespace sapwood {
 /// Changes in the child of every fork after the first call in this process or an ancestor.
 std::uint64_t process_generation() noexcept;
 
-/// Something with mutexes or threads in it, made anew in a forked child: in the parent's a mutex may be locked and work under way, by
-/// threads that the child does not have. The parent's is left alone there.
+/// Something with mutexes or threads in it, made anew in a forked child: in the parent's a mutex may be locked and work under way,
+/// by threads that the child does not have. The parent's is left alone there.
 template <class T>
 class PerProcess {
 public:

@@ -36,7 +36,7 @@ inline constexpr int kFunctionMaxThreads = 0, kFunctionStaticShared = 1, kFuncti
 inline constexpr int kCarveoutMaxShared = 100;
 
 inline constexpr unsigned kStreamNonBlocking = 1, kEventDefault = 0, kHostAllocPortable = 1;
-inline constexpr int kCaptureNone = 0;         // CUstreamCaptureStatus
+inline constexpr int kCaptureNone = 0;                              // CUstreamCaptureStatus
 inline constexpr int kCaptureThreadLocal = 1, kCaptureRelaxed = 2;  // CUstreamCaptureMode
 
 // X(name, version, arguments): the version is that of the PFN_<name>_v<version> in cudaTypedefs.h that the arguments are copied
@@ -92,8 +92,8 @@ inline constexpr int kCaptureThreadLocal = 1, kCaptureRelaxed = 2;  // CUstreamC
     X(cuGraphDestroy, 10000, (Graph graph))
 
 // Null where the driver is older than the function.
-#define SAPWOOD_DRIVER_OPTIONAL_FUNCTIONS(X)     \
-    X(cuFuncLoad, 12040, (Function function))    \
+#define SAPWOOD_DRIVER_OPTIONAL_FUNCTIONS(X)  \
+    X(cuFuncLoad, 12040, (Function function)) \
     X(cuThreadExchangeStreamCaptureMode, 10010, (int* mode))
 
 namespace detail {

@@ -25,7 +25,8 @@ int number(const std::vector<std::string_view>& parts, std::string_view name) {
         if (!part.starts_with(name)) continue;
         int value = -1;
         const char* end = part.data() + part.size();
-        if (const auto parsed = std::from_chars(part.data() + name.size(), end, value); parsed.ec == std::errc{} && parsed.ptr == end)
+        if (const auto parsed = std::from_chars(part.data() + name.size(), end, value);
+            parsed.ec == std::errc{} && parsed.ptr == end)
             return value;
     }
     return -1;
@@ -53,10 +54,11 @@ KernelKey parse_key(std::string_view text) {
     const KernelKey key = decode_key(problem, config, std::string(parts.back()));
     // Written back it must be what was read: nothing in the text is left out, nothing wraps, whatever a key may come to hold.
     if (key.to_string() != text)
-        raise(ErrorCode::kInvalidArgument, "\"" + std::string(text) + "\" is no kernel key; one looks like " +
-                                               decode_key({.q_heads = 4, .kv_heads = 1, .head_dim = 128, .head_dim_v = 128, .page_size = 16},
-                                                          {.warps = 8, .producers = 4, .block_kv = 64, .stages = 6, .blocks = 1}, "sm_90a")
-                                                   .to_string());
+        raise(ErrorCode::kInvalidArgument,
+              "\"" + std::string(text) + "\" is no kernel key; one looks like " +
+                  decode_key({.q_heads = 4, .kv_heads = 1, .head_dim = 128, .head_dim_v = 128, .page_size = 16},
+                             {.warps = 8, .producers = 4, .block_kv = 64, .stages = 6, .blocks = 1}, "sm_90a")
+                      .to_string());
     return key;
 }
 
