@@ -45,7 +45,8 @@ std::shared_ptr<TraceRecorder> TraceRecorder::of(const std::filesystem::path& pa
     Open& all = open->get();
     std::lock_guard lock(all.mutex);
     auto recorder = all.recorders[absolute].lock();
-    if (recorder == nullptr) all.recorders[absolute] = recorder = std::make_shared<TraceRecorder>(error ? std::filesystem::path(name) : absolute);
+    if (recorder == nullptr)
+        all.recorders[absolute] = recorder = std::make_shared<TraceRecorder>(error ? std::filesystem::path(name) : absolute);
     return recorder;
 }
 

@@ -125,8 +125,9 @@ std::shared_ptr<const Artifact> DiskCache::Impl::without_compiler(const CompileR
         origin = Origin::disk;
         if (auto found = store.read_by_source(source)) return found;
         const std::string why = std::string(error.what()).substr(std::string(error_code_name(error.code())).size() + 2);
-        const std::string where =
-            store.readable() ? " is not in the kernel cache " + store.root().string() : " is in no kernel cache";
+        std::string where = store.readable() ? " is not in the kernel cache " + store.root().string() : " is in no kernel cache";
+        if (const std::size_t count = bundles.all().size(); count != 0)
+            where += ", nor in the " + std::to_string(count) + " bundles given";
         raise(ErrorCode::kNoCompiler, "kernel " + request.name + where + ", and " + why, error.detail());
     });
 }
