@@ -39,6 +39,7 @@ int main(int argc, char** argv) {
     Action action;
     add_run(app, action);
     add_bench(app, action);
+    add_bench_serve(app, action);
     add_inspect(app, action);
     add_warm(app, action);
     add_pack(app, action);

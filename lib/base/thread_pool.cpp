@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "base/thread_pool.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <system_error>
@@ -8,6 +10,8 @@
 
 namespace sapwood {
 namespace {
+
+constexpr int kNice = 10;
 
 unsigned threads_for(unsigned asked) { return asked != 0 ? asked : std::max(1u, std::thread::hardware_concurrency()); }
 
@@ -44,6 +48,7 @@ bool ThreadPool::run(std::function<void()> job) {
 }
 
 void ThreadPool::work() {
+    [[maybe_unused]] const int now = ::nice(kNice);  // on Linux of this thread alone; if it fails, no matter
     std::unique_lock lock(mutex_);
     for (;;) {
         wake_.wait(lock, [this] { return stop_ || !jobs_.empty(); });

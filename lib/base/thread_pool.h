@@ -14,7 +14,8 @@ namespace sapwood {
 
 class ThreadPool {
 public:
-    /// At most `threads` at a time; 0 = one a core.
+    /// At most `threads` at a time; 0 = one a core. They run at a lower priority than the thread that starts them: they may use
+    /// what others leave idle, and must not be in anyone's way.
     explicit ThreadPool(unsigned threads = 0);
     /// Drops what has not begun and waits for what has.
     ~ThreadPool();

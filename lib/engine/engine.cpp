@@ -91,7 +91,7 @@ void Engine::Impl::adopt(DecodePlan::Impl& plan, const Forest& forest, const Dec
             miss(key, /*served=*/true);
             state->stand_in(plan, *nearest, key, forest);
         } else {
-            if (service->stands_in() && !service->sealed()) service->request(key);  // the sooner it begins, the shorter a wait
+            if (service->in_background() && !service->sealed()) service->request(key);  // the sooner it begins, the shorter a wait
             state->keep_forest(forest);
         }
     }

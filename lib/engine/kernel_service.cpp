@@ -142,11 +142,17 @@ void KernelService::admit_miss(const KernelKey& key) {
               "; prepare a plan that needs it before seal(), or prepare_keys({\"" + text + "\"})");
 }
 
+Kernel* KernelService::find_counted(const KernelKey& key) {
+    Kernel* present = find(key);
+    if (present != nullptr) counters.memory_hits.fetch_add(1, std::memory_order_relaxed);
+    return present;
+}
+
 Kernel* KernelService::get(const KernelKey& key, jit::Origin* origin) {
     jit::Origin unused{};
     if (origin == nullptr) origin = &unused;
     *origin = jit::Origin::memory;
-    if (Kernel* present = find(key)) return present;
+    if (Kernel* present = find_counted(key)) return present;
     admit_miss(key);
     return build(key, origin);
 }
@@ -154,7 +160,7 @@ Kernel* KernelService::get(const KernelKey& key, jit::Origin* origin) {
 Kernel* KernelService::try_get(const KernelKey& key, jit::Origin* origin, std::string* fault, bool admitted) noexcept {
     try {
         *origin = jit::Origin::memory;
-        if (Kernel* present = find(key)) return present;
+        if (Kernel* present = find_counted(key)) return present;
         if (!admitted) admit_miss(key);
         return build(key, origin);
     } catch (const Error& error) {

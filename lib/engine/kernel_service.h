@@ -53,8 +53,10 @@ public:
     void admit_miss(const KernelKey& key);
     /// Calls are served by the nearest kernel rather than wait.
     bool stands_in() const {
-        return sealed_as(SealPolicy::nearest) || (setup.memory && options.compile != CompilePolicy::blocking);
+        if (sealed()) return sealed_as(SealPolicy::nearest) || (sealed_as(SealPolicy::warn) && in_background());
+        return in_background();
     }
+    bool in_background() const { return setup.memory != nullptr && options.compile != CompilePolicy::blocking; }
 
     ThreadPool& pool() { return state_.get().pool; }
     bool add_bundle(const std::filesystem::path& path, const std::string& expected_digest);
@@ -81,6 +83,7 @@ private:
         ThreadPool pool;                          // last: its jobs use the others
     };
 
+    Kernel* find_counted(const KernelKey& key);
     Kernel* build(const KernelKey& key, jit::Origin* origin);
     void run_request(State& state, const KernelKey& key);
 

@@ -197,13 +197,19 @@ TEST_CASE("serving: in the background with nothing to stand in, a call waits or 
     }
     Server server({.compile = CompilePolicy::background_or_error});
     server.gate->open(false);
-    DecodePlan plan = small.plan(server.engine);
+    DecodePlan plan = small.plan(server.engine), late = small.plan(server.engine, kSmall);
     check_refused(ErrorCode::kNotPrepared, {plan.kernel_key().c_str(), "call again", "prepare_keys"},
                   [&] { server.engine.launch(plan, small.inputs.tensors); });
     server.gate->open();
     server.engine.finish_compiles();
     CHECK(small.launch_fault(server.engine, plan) == "");
-    CHECK(server.gate->begun == 1);
+    CHECK(server.gate->begun == 2);
+    // Sealed means sealed: planning goes on, the call is refused, nothing is compiled and nothing stands in.
+    server.engine.seal();
+    DecodePlan sealed = small.plan(server.engine, {.warps = 4, .block_kv = 64});
+    check_refused(ErrorCode::kNotPrepared, {"sealed", "/kv64/"}, [&] { server.engine.launch(sealed, small.inputs.tensors); });
+    CHECK(small.launch_fault(server.engine, late) == "");
+    CHECK(server.gate->begun == 2);
 }
 
 TEST_CASE("serving: a background compile that fails is told once, and calls go on with what is ready") {
