@@ -3,6 +3,7 @@
 #include "sapwood/engine.h"
 
 #include <chrono>
+#include <set>
 
 #include "base/env.h"
 #include "base/error.h"
@@ -44,12 +45,12 @@ double ms_since(std::chrono::steady_clock::time_point start) {
 
 Engine::Impl::Impl(EngineOptions options) : service(make_service(std::move(options))) {
     std::filesystem::path file = service->options.trace;
-    if (file.empty()) file = env::get("SAPWOOD_TRACE").value_or("");
+    if (file.empty() && !service->options.compile_only) file = env::get("SAPWOOD_TRACE").value_or("");  // of runs, not of tools
     if (!file.empty()) trace = TraceRecorder::of(file);
 }
 
 Engine::Impl::~Impl() {
-    if (trace == nullptr || process_generation() != generation) return;  // a forked child has not recorded it
+    if (trace == nullptr) return;
     if (const std::string fault = trace->flush(); !fault.empty()) log::warning_once("trace", "the trace is lost: " + fault);
 }
 
@@ -192,13 +193,18 @@ std::vector<KernelReport> Engine::prepare_keys(std::span<const std::string> keys
     KernelService& service = *impl_->service;
     std::vector<KernelReport> reports(keys.size());
     std::vector<KernelKey> parsed;
+    std::vector<std::size_t> order, repeated;  // repeated ones last, so that no thread waits for one that another compiles
+    std::set<std::string_view> seen;
+    for (std::size_t i = 0; i < keys.size(); ++i) (seen.insert(keys[i]).second ? order : repeated).push_back(i);
+    order.insert(order.end(), repeated.begin(), repeated.end());
     for (const std::string& text : keys) {
         parsed.push_back(parse_key(text));
         if (parsed.back().target.data() != service.setup.target)
             raise(ErrorCode::kInvalidArgument,
                   "kernel " + text + " is for another target than this engine's, " + service.setup.target);
     }
-    parallel_for(keys.size(), service.pool().limit(), [&](std::size_t i) {
+    parallel_for(keys.size(), service.pool().limit(), [&](std::size_t n) {
+        const std::size_t i = order[n];
         const auto start = std::chrono::steady_clock::now();
         jit::Origin origin{};
         std::string fault;

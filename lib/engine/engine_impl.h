@@ -4,7 +4,6 @@
 
 #include <memory>
 
-#include "base/process.h"
 #include "engine/kernel_service.h"
 #include "engine/trace_recorder.h"
 #include "plan/decode_plan.h"
@@ -18,7 +17,6 @@ struct Engine::Impl {
 
     std::shared_ptr<KernelService> service;
     std::shared_ptr<TraceRecorder> trace;  // null: not traced
-    const std::uint64_t generation = process_generation();
 
     KernelKey key_of(const DecodePlan::Impl& plan) const;
     bool ready(const DecodePlan::Impl& plan) const;

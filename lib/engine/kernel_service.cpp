@@ -79,6 +79,23 @@ bool KernelService::add_bundle(const std::filesystem::path& path, const std::str
     return true;
 }
 
+std::map<std::string, std::vector<std::byte>> KernelService::attachments(std::string_view prefix) const {
+    std::map<std::string, std::vector<std::byte>> found;
+    for (const auto& bundle : cache.bundles()) {
+        for (const jit::BundleAttachment& attachment : bundle->attachments()) {
+            if (!attachment.name.starts_with(prefix) || found.contains(attachment.name)) continue;
+            std::string fault;
+            if (auto bytes = bundle->read(attachment, &fault)) {
+                found.emplace(attachment.name, std::move(*bytes));
+            } else {
+                log::warning_once("bundle-damaged:" + bundle->path().string(),
+                                  "bundle " + bundle->path().string() + ": " + attachment.name + ": " + fault + "; it is left out");
+            }
+        }
+    }
+    return found;
+}
+
 std::shared_ptr<const jit::Artifact> KernelService::artifact(const KernelKey& key, jit::Origin* origin) {
     auto result = cache.get_or_compile(render(key), *setup.compiler, origin);
     switch (*origin) {

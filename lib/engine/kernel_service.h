@@ -61,6 +61,9 @@ public:
     ThreadPool& pool() { return state_.get().pool; }
     bool add_bundle(const std::filesystem::path& path, const std::string& expected_digest);
 
+    /// What bundles have attached under names that begin with `prefix` (tuning records: "tune/"); of one name, the first bundle's.
+    std::map<std::string, std::vector<std::byte>> attachments(std::string_view prefix) const;
+
     EngineStats stats() const;
     std::vector<KernelUse> uses() const;
 

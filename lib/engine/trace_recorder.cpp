@@ -74,12 +74,14 @@ TraceRecord* TraceRecorder::find(const DecodePlan::Impl& plan, const Forest& for
 }
 
 TraceRecord* TraceRecorder::planned(const DecodePlan::Impl& plan, const Forest& forest) {
+    if (!mine()) return nullptr;
     TraceRecord* record = find(plan, forest, sizes_of(plan).bucket());
     if (record != nullptr) record->planned.fetch_add(1, std::memory_order_relaxed);
     return record;
 }
 
 TraceRecord* TraceRecorder::updated(const DecodePlan::Impl& plan, const Forest& forest, TraceRecord* last) {
+    if (!mine()) return nullptr;
     const std::array<int, 3> bucket = sizes_of(plan).bucket();
     TraceRecord* record =
         last != nullptr && last->bucket == bucket && last->problem.key == plan.key ? last : find(plan, forest, bucket);
@@ -88,6 +90,7 @@ TraceRecord* TraceRecorder::updated(const DecodePlan::Impl& plan, const Forest& 
 }
 
 std::string TraceRecorder::flush() {
+    if (!mine()) return {};
     std::vector<TraceProblem> problems;
     std::uint64_t dropped = 0;
     {

@@ -37,6 +37,7 @@ TEST_CASE("deploy: a bundle alone runs a kernel: no compiler, no disk; and says 
     {
         Engine engine(on_host());
         pack_kernel(contents, engine, parse_key(small.plan(engine).kernel_key()));
+        contents.attachments["tune/x"] = payload_of("tuned");
         write_bytes(file, jit::encode_bundle(contents));
     }
     const BareMachine machine;
@@ -52,6 +53,8 @@ TEST_CASE("deploy: a bundle alone runs a kernel: no compiler, no disk; and says 
         runs(by_option);
         CHECK(by_hand.add_bundle(file, digest_text(file)));
         runs(by_hand);
+        CHECK(by_hand.impl().service->attachments("tune/").at("tune/x") == payload_of("tuned"));
+        CHECK(by_hand.impl().service->attachments("other/").empty());
         DecodePlan cold = other.plan(by_hand);
         check_refused(ErrorCode::kNoCompiler, {cold.kernel_key().c_str(), "1 bundles"}, [&] { by_hand.prepare(cold); });
         CHECK(capture.warnings().empty());
@@ -173,8 +176,13 @@ TEST_CASE("deploy: a trace holds each distinct problem once, with counts and a f
         CHECK(read_trace(written).size() == 3);
         CHECK(in_child([&]() -> std::string {
                   fs::remove(written);
-                  { Engine mine(std::move(options)); }  // its own trace: of nothing, under its own process id
+                  DecodePlan inherited = small.plan(engine);
+                  engine.flush_trace();  // the parent's: not written here
                   SAPWOOD_NEED(!fs::exists(written));
+                  Engine mine(options);
+                  DecodePlan own = small.plan(mine);
+                  mine.flush_trace();
+                  SAPWOOD_NEED(read_trace(dir.path() / ("t-" + std::to_string(::getpid()) + ".jsonl")).size() == 1);
                   return {};
               }) == "");
     }
