@@ -124,6 +124,9 @@ Kernel* Engine::Impl::kernel_for_call(DecodePlan::Impl& plan) {
     }
     miss(key, /*served=*/false);
     const std::string text = key.to_string();
+    if (const std::string fault = service->failure(key); !fault.empty())
+        raise(ErrorCode::kCompileFailed, "kernel " + text + " was tried in the background and failed; prepare() tries again",
+              fault);
     if (service->options.compile == CompilePolicy::background_or_error)
         raise(ErrorCode::kNotPrepared, "kernel " + text +
                                            " is not ready, a thread compiles it, and no kernel of the same problem is "
@@ -133,10 +136,7 @@ Kernel* Engine::Impl::kernel_for_call(DecodePlan::Impl& plan) {
                                            " to be compiled: no kernel of the same problem is ready to "
                                            "stand in. prepare_keys({\"" +
                                            text + "\"}) beforehand");
-    jit::Origin origin{};
-    std::string fault;
-    if (Kernel* made = service->try_get(key, &origin, &fault, /*admitted=*/true)) return made;
-    return service->get(key);  // tries once more, and throws what it throws
+    return service->get(key, nullptr, /*admitted=*/true);
 }
 
 void Engine::Impl::make_buffers(DecodePlan::Impl& plan, Kernel* kernel) {
@@ -182,9 +182,7 @@ std::vector<KernelReport> Engine::prepare(std::span<DecodePlan> plans) {
     }
     std::vector<KernelReport> reports = prepare_keys(keys);
     for (std::size_t i = 0; i < plans.size(); ++i) {
-        if (!reports[i].error.empty()) continue;
-        Kernel* kernel = impl_->service->find(impl_->key_of(plans[i].impl()));
-        impl_->make_buffers(plans[i].impl(), kernel);
+        if (reports[i].error.empty()) reports[i].stands_in_for = prepare(plans[i]).stands_in_for;
     }
     return reports;
 }

@@ -165,27 +165,31 @@ Kernel* KernelService::find_counted(const KernelKey& key) {
     return present;
 }
 
-Kernel* KernelService::get(const KernelKey& key, jit::Origin* origin) {
+Kernel* KernelService::get(const KernelKey& key, jit::Origin* origin, bool admitted) {
     jit::Origin unused{};
     if (origin == nullptr) origin = &unused;
     *origin = jit::Origin::memory;
     if (Kernel* present = find_counted(key)) return present;
-    admit_miss(key);
+    if (!admitted) admit_miss(key);
     return build(key, origin);
 }
 
 Kernel* KernelService::try_get(const KernelKey& key, jit::Origin* origin, std::string* fault, bool admitted) noexcept {
     try {
-        *origin = jit::Origin::memory;
-        if (Kernel* present = find_counted(key)) return present;
-        if (!admitted) admit_miss(key);
-        return build(key, origin);
+        return get(key, origin, admitted);
     } catch (const Error& error) {
         *fault = std::string(error.what()) + (error.detail().empty() ? "" : "\n" + error.detail());
     } catch (const std::exception& error) {
         *fault = error.what();
     }
     return nullptr;
+}
+
+std::string KernelService::failure(const KernelKey& key) {
+    State& state = state_.get();
+    std::lock_guard lock(state.mutex);
+    const auto found = state.failed.find(key);
+    return found != state.failed.end() ? found->second : std::string();
 }
 
 void KernelService::request(const KernelKey& key) {

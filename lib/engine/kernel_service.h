@@ -33,15 +33,17 @@ public:
 
     /// Null if it is not ready. No lock.
     Kernel* find(const KernelKey& key) { return state_.get().table.find(key); }
-    /// Ready when it returns: found, fetched or compiled, and loaded. After seal() a miss is what the policy says.
-    Kernel* get(const KernelKey& key, jit::Origin* origin = nullptr);
-    /// The same without an exception: null, with the reason in `fault`. `admitted`: the caller has asked admit_miss().
+    /// Ready when it returns: found, fetched or compiled, and loaded. After seal() a miss is what the policy says, unless the caller
+    /// has asked admit_miss() already.
+    Kernel* get(const KernelKey& key, jit::Origin* origin = nullptr, bool admitted = false);
+    /// The same without an exception: null, with the reason in `fault`.
     Kernel* try_get(const KernelKey& key, jit::Origin* origin, std::string* fault, bool admitted = false) noexcept;
     /// The compiled bytes without loading them.
     std::shared_ptr<const jit::Artifact> artifact(const KernelKey& key, jit::Origin* origin);
 
     /// Has a thread make it ready, unless one does already or it has failed before.
     void request(const KernelKey& key);
+    std::string failure(const KernelKey& key);  // of a request; empty: none
     void finish_requests();
     /// The ready kernel of the same problem whose tiles are nearest; null if there is none. The same answer for the same ready set.
     Kernel* nearest(const KernelKey& key);

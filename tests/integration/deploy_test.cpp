@@ -209,6 +209,7 @@ TEST_CASE("deploy: a trace holds each distinct problem once, with counts and a f
     CHECK(launched == 7);
     Engine offline({.target = "sm_90a", .cache_dir = dir.path(), .compile_only = true});
     CHECK(keys_of(offline, records).keys.size() == 2);  // of this target; two of the problems differ in size alone
+    LogCapture capture;                                 // and once more, as a warning, when it ends
     Engine unwritable({.target = "host", .trace = "/nowhere/t.jsonl"});
     check_refused(ErrorCode::kIo, {"/nowhere/t.jsonl"}, [&] { unwritable.flush_trace(); });
 }

@@ -187,13 +187,14 @@ TEST_CASE("serving: in the background, the nearest ready kernel serves until the
 TEST_CASE("serving: in the background with nothing to stand in, a call waits or is refused, as the policy says") {
     SmallProblem small;
     {
-        Server server({.compile = CompilePolicy::background});
         LogCapture capture;
+        Server server({.compile = CompilePolicy::background});
         DecodePlan plan = small.plan(server.engine);
         CHECK(small.launch_fault(server.engine, plan) == "");
         server.engine.finish_compiles();
         CHECK(server.gate->begun == 1);
         CHECK(server.engine.stats().stand_in_launches == 0);
+        CHECK(capture.mentions("a call waits for kernel " + plan.kernel_key()));
     }
     Server server({.compile = CompilePolicy::background_or_error});
     server.gate->open(false);
@@ -228,6 +229,17 @@ TEST_CASE("serving: a background compile that fails is told once, and calls go o
     CHECK(server.engine.stats().background_failures == 1);
     CHECK(capture.warnings().size() == 1);
     CHECK(capture.mentions("refused"));
+    SmallProblem other(0);  // with nothing to stand in the call says so, without another try
+    DecodePlan lost = other.plan(server.engine);
+    server.engine.finish_compiles();
+    const int begun = server.gate->begun;
+    for (int i = 0; i < 2; ++i)
+        check_refused(ErrorCode::kCompileFailed, {lost.kernel_key().c_str(), "background", "prepare()"},
+                      [&] { server.engine.launch(lost, other.inputs.tensors); });
+    CHECK(server.gate->begun == begun);
+    server.gate->refuse = false;
+    server.engine.prepare(lost);
+    CHECK(other.launch_fault(server.engine, lost) == "");
 }
 
 TEST_CASE("serving: sealed, a miss is a warning or is served by the nearest kernel, at planning or at the first call") {
@@ -355,6 +367,7 @@ TEST_CASE("serving: a process may fork before the first use, and after it") {
     Server server({.compile = CompilePolicy::background});
     Engine& engine = server.engine;
     DecodePlan plan = small.plan(engine, kSmall);
+    engine.prepare(plan);
     CHECK(small.launch_fault(engine, plan) == "");
     server.gate->open(false);
     DecodePlan wide = small.plan(engine);  // a thread of the parent is now compiling, and holds what it holds
