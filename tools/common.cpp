@@ -95,7 +95,7 @@ DecodeConfig parse_config(const std::string& given) {
 
 void Selection::add_options(CLI::App& app, bool file_only) {
     CLI::Option* what =
-        app.add_option("file", file, file_only ? "workload file (JSON)" : "workload file, bundle, or key, digest or file of a cache entry");
+        app.add_option("file", file, file_only ? "workload file (JSON), or a trace (.jsonl)" : "workload file, bundle, or key, digest or file of a cache entry");
     what->required();
     if (file_only) what->check(CLI::ExistingFile);
     app.add_option("--case", name, "case: exact name, else glob, else prefix");

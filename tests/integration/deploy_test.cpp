@@ -25,6 +25,8 @@ struct BareMachine {
     ScopedEnv disk{"SAPWOOD_DISK_CACHE", "0"};
 };
 
+std::string traits_of(const DecodeProblem& problem) { return decode_key(problem, {}, "").to_string(); }
+
 std::string digest_text(const fs::path& bundle) { return to_hex(jit::Bundle::open(bundle, nullptr)->digest()); }
 
 }  // namespace
@@ -207,6 +209,13 @@ TEST_CASE("deploy: a trace holds each distinct problem once, with counts and a f
     CHECK(planned == 4);
     CHECK(updated == 2);
     CHECK(launched == 7);
+    const auto cases = support::load_workload(written);  // as `run` and `bench` read it
+    REQUIRE(cases.size() == 3);
+    for (std::size_t i = 0; i < cases.size(); ++i) {
+        const auto built = support::build_case(cases[i], cases[i].variants().front(), {.runs_without_pages = true});
+        CHECK(built.counts.path_tokens == records[i].path_tokens);
+        CHECK(traits_of(built.problem()) == traits_of(records[i].problem));
+    }
     Engine offline({.target = "sm_90a", .cache_dir = dir.path(), .compile_only = true});
     CHECK(keys_of(offline, records).keys.size() == 2);  // of this target; two of the problems differ in size alone
     LogCapture capture;                                 // and once more, as a warning, when it ends
