@@ -5,8 +5,10 @@
 
 #include <fstream>
 #include <thread>
+#include <utility>
 
 #include "cuda/device.h"
+#include "engine/engine_impl.h"
 #include "engine/pack.h"
 #include "execute.h"
 #include "kernel/key_text.h"
@@ -141,6 +143,24 @@ Stream run_stream(const Options& options, CompilePolicy policy) {
     return result;
 }
 
+/// What a launch costs but for the driver: nanoseconds, with a kernel that does nothing in the place of the real one.
+double launch_overhead(Engine& engine, DecodePlan& plan, const DecodeTensors& tensors) {
+    struct Nothing final : jit::LoadedKernel {
+        void launch(const jit::LaunchShape&, const void*, std::size_t, void*) override {}
+    };
+    constexpr int kCalls = 1'000'000;
+    auto& loaded = engine.impl().service->find(parse_key(plan.kernel_key()))->loaded;
+    std::unique_ptr<jit::LoadedKernel> real = std::exchange(loaded, std::make_unique<Nothing>());
+    std::vector<double> times;
+    for (int i = 0; i < 5; ++i) {
+        const double begin = now_ms();
+        for (int n = 0; n < kCalls; ++n) engine.launch(plan, tensors);
+        times.push_back((now_ms() - begin) * 1e6 / kCalls);
+    }
+    loaded = std::move(real);
+    return median(times);
+}
+
 /// Milliseconds from nothing to the first launch, kernel from a bundle, no disk cache.
 void time_startup(const Options& options) {
     const double begin = now_ms();
@@ -190,6 +210,8 @@ void time_startup(const Options& options) {
         row.push_back(kernel.origin);
         table.row(row);
         if (device) device->synchronize(nullptr);
+        if (i + 1 == options.repeats)
+            std::printf("a launch, the library's own part: %.0f ns\n", launch_overhead(engine, plan, trait.tensors()));
     }
 }
 
