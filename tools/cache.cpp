@@ -8,7 +8,7 @@ namespace sapwood::tool {
 namespace {
 
 struct Options {
-    std::string directory, max = "1GiB";
+    std::string directory, max = "1GiB", max_age, bundle, digest;
     bool json = false;
 };
 
@@ -68,8 +68,24 @@ int list(const Options& options, bool verify) {
     return damaged ? kCheckFailed : kOk;
 }
 
+int verify_bundle(const Options& options) {
+    std::string fault;
+    const auto bundle = jit::Bundle::open(options.bundle, &fault);
+    std::vector<std::string> faults = bundle ? bundle->verify() : std::vector{fault};
+    if (bundle && !options.digest.empty() && options.digest != to_hex(bundle->digest()))
+        faults.push_back("its digest is " + to_hex(bundle->digest()) + ", not the " + options.digest + " that was expected");
+    for (const std::string& one : faults) std::printf("%s: %s\n", options.bundle.c_str(), one.c_str());
+    if (bundle)
+        std::printf("%s: %zu kernels, %zu attachments, %zu faults, digest %s\n", options.bundle.c_str(), bundle->entries().size(),
+                    bundle->attachments().size(), faults.size(), to_hex(bundle->digest()).c_str());
+    return faults.empty() ? kOk : kCheckFailed;
+}
+
+int verify(const Options& options) { return options.bundle.empty() ? list(options, true) : verify_bundle(options); }
+
 int collect(const Options& options) {
-    const std::uint64_t removed = open(options).collect(parse_bytes(options.max));
+    const auto age = options.max_age.empty() ? std::chrono::seconds::max() : std::chrono::seconds(parse_seconds(options.max_age));
+    const std::uint64_t removed = open(options).collect(parse_bytes(options.max), age);
     std::printf("removed %s\n", bytes_text(static_cast<double>(removed)).c_str());
     return kOk;
 }
@@ -91,13 +107,14 @@ void add_cache(CLI::App& app, Action& action) {
         verb->callback([options, &action, body] { action = [options, body] { return body(*options); }; });
         return verb;
     };
-    for (CLI::App* verb : {add("ls", "list the entries", [](const Options& o) { return list(o, false); }),
-                           add("verify", "check every byte of every entry; exit code 1 if one is damaged",
-                               [](const Options& o) { return list(o, true); })})
-        verb->add_flag("--json", options->json, "JSON lines");
-    add("gc", "remove the oldest entries down to a size", collect)
-        ->add_option("--max", options->max, "for example 1GiB")
-        ->capture_default_str();
+    CLI::App* ls = add("ls", "list the entries", [](const Options& o) { return list(o, false); });
+    CLI::App* check = add("verify", "check every byte of every entry, or of a bundle; exit code 1 if anything is damaged", verify);
+    for (CLI::App* verb : {ls, check}) verb->add_flag("--json", options->json, "JSON lines");
+    check->add_option("--bundle", options->bundle, "a bundle (.swb) in place of the cache");
+    check->add_option("--digest", options->digest, "that the bundle must have");
+    CLI::App* gc = add("gc", "remove entries that were not used for long, then the oldest down to a size", collect);
+    gc->add_option("--max", options->max, "for example 1GiB")->capture_default_str();
+    gc->add_option("--max-age", options->max_age, "for example 30d, by last use (default: any)");
     add("clear", "remove all entries", clear);
 }
 

@@ -59,6 +59,19 @@ std::uint64_t parse_bytes(const std::string& given) {
     throw Stop{kUsage, "'" + given + "' is not a size; write for example 500MB, 1GiB or 1048576"};
 }
 
+std::int64_t parse_seconds(const std::string& given) {
+    std::size_t end = 0;
+    double number = -1;
+    try {
+        number = std::stod(given, &end);
+    } catch (const std::exception&) {}
+    static constexpr std::pair<const char*, double> kUnits[] = {{"", 1}, {"s", 1}, {"m", 60}, {"h", 3600}, {"d", 86400}};
+    for (const auto& [name, factor] : kUnits)
+        if (number >= 0 && number < 1e9 && given.substr(std::min(end, given.size())) == name)
+            return static_cast<std::int64_t>(number * factor);
+    throw Stop{kUsage, "'" + given + "' is not a length of time; write for example 30d, 12h, 90m or 45s"};
+}
+
 DecodeConfig parse_config(const std::string& given) {
     DecodeConfig config;
     const std::pair<const char*, std::int32_t*> fields[] = {{"warps", &config.warps},       {"producers", &config.producers},
@@ -87,7 +100,7 @@ DecodeConfig parse_config(const std::string& given) {
 
 void Selection::add_options(CLI::App& app, bool file_only) {
     CLI::Option* what =
-        app.add_option("file", file, file_only ? "workload file (JSON)" : "workload file, or key, digest or file of a cache entry");
+        app.add_option("file", file, file_only ? "workload file (JSON), or a trace (.jsonl)" : "workload file, bundle, or key, digest or file of a cache entry");
     what->required();
     if (file_only) what->check(CLI::ExistingFile);
     app.add_option("--case", name, "case: exact name, else glob, else prefix");

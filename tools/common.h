@@ -29,6 +29,8 @@ double now_ms();  // monotonic
 double median(std::vector<double> values);
 /// "1GiB", "500M", "123" in bytes.
 std::uint64_t parse_bytes(const std::string& given);
+/// "30d", "12h", "90m", "45" in seconds.
+std::int64_t parse_seconds(const std::string& given);
 /// "warps=4,block_kv=64": named tile sizes; what is not named stays with the planner.
 DecodeConfig parse_config(const std::string& given);
 
@@ -76,6 +78,10 @@ using Action = std::function<int()>;
 void add_run(CLI::App& app, Action& action);
 void add_bench(CLI::App& app, Action& action);
 void add_inspect(CLI::App& app, Action& action);
+void add_bench_serve(CLI::App& app, Action& action);
+void add_warm(CLI::App& app, Action& action);
+void add_pack(CLI::App& app, Action& action);
+void add_merge(CLI::App& app, Action& action);
 void add_doctor(CLI::App& app, Action& action);
 void add_cache(CLI::App& app, Action& action);
 void add_demo(CLI::App& app, Action& action);

@@ -8,6 +8,7 @@
 #include "cuda/nvrtc.h"
 #include "host/host.h"
 #include "jit/disk_cache.h"
+#include "kernel/template_store.h"
 
 namespace sapwood::tool {
 namespace {
@@ -80,6 +81,22 @@ nlohmann::json cache(const std::string& directory) {
     return found;
 }
 
+nlohmann::json bundles() {
+    nlohmann::json found = nlohmann::json::array();
+    const std::string listed = env::get("SAPWOOD_BUNDLE_PATH").value_or("");
+    for (std::size_t at = 0; at < listed.size();) {
+        const std::size_t end = std::min(listed.find(':', at), listed.size());
+        if (end > at) {
+            std::string path = listed.substr(at, end - at), problem;
+            const auto bundle = jit::Bundle::open(path, &problem);
+            if (bundle && bundle->template_set() != template_set_digest()) problem = "made of other templates than this library's";
+            found.push_back({{"path", path}, {"kernels", bundle ? bundle->entries().size() : 0}, {"problem", problem}});
+        }
+        at = end + 1;
+    }
+    return found;
+}
+
 std::string field(const nlohmann::json& of, const char* name) {
     if (!of.contains(name)) return {};
     return of.at(name).is_string() ? of.at(name).get<std::string>() : of.at(name).dump();
@@ -120,6 +137,10 @@ void print(const nlohmann::json& all) {
                 field(cache, "damaged").c_str());
     if (cache.contains("free_bytes")) std::printf(", %s free", bytes_text(cache.at("free_bytes").get<double>()).c_str());
     std::printf("\n");
+    for (const auto& bundle : all.at("bundles"))
+        std::printf("bundle       %s, %s\n", field(bundle, "path").c_str(),
+                    field(bundle, "problem").empty() ? (field(bundle, "kernels") + " kernels").c_str()
+                                                     : ("not used: " + field(bundle, "problem")).c_str());
     for (const env::Variable& variable : env::variables())
         if (const auto set = env::get(variable.name)) std::printf("set          %s=%s\n", variable.name, set->c_str());
 }
@@ -138,11 +159,9 @@ void add_doctor(CLI::App& app, Action& action) {
     sub->add_option("--cache-dir", options->cache, "kernel cache");
     sub->callback([options, &action] {
         action = [options] {
-            const nlohmann::json all = {{"version", SAPWOOD_VERSION},
-                                        {"cuda", driver()},
-                                        {"nvrtc", nvrtc()},
-                                        {"host", host_compiler()},
-                                        {"cache", cache(options->cache)}};
+            const nlohmann::json all = {
+                {"version", SAPWOOD_VERSION},     {"cuda", driver()},    {"nvrtc", nvrtc()}, {"host", host_compiler()},
+                {"cache", cache(options->cache)}, {"bundles", bundles()}};
             if (options->json) {
                 std::printf("%s\n", all.dump(2).c_str());
             } else {

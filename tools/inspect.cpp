@@ -8,6 +8,8 @@
 
 #include "common.h"
 #include "jit/disk_cache.h"
+#include "kernel/template_store.h"
+#include "terminal.h"
 
 extern char** environ;
 
@@ -84,6 +86,49 @@ int inspect_case(Options& options) {
     return kOk;
 }
 
+int inspect_bundle(const Options& options) {
+    std::string fault;
+    const auto bundle = jit::Bundle::open(options.cases.file, &fault);
+    if (!bundle) throw Stop{kCheckFailed, options.cases.file + ": " + fault};
+    const bool ours = bundle->template_set() == template_set_digest();
+    nlohmann::json kernels = nlohmann::json::array(), attachments = nlohmann::json::array();
+    for (const jit::BundleEntry& entry : bundle->entries()) {
+        const auto artifact = bundle->read(entry, &fault);
+        kernels.push_back({{"source", to_hex(entry.source)},
+                           {"target", entry.target},
+                           {"bytes", entry.bytes},
+                           {"key", artifact ? artifact->name : ""},
+                           {"compiler", artifact ? artifact->compiler : ""},
+                           {"registers", artifact ? artifact->resources.registers : 0},
+                           {"spill_bytes", artifact ? artifact->resources.spill_bytes : 0},
+                           {"fault", artifact ? "" : fault}});
+    }
+    for (const jit::BundleAttachment& one : bundle->attachments())
+        attachments.push_back({{"name", one.name}, {"bytes", one.bytes}});
+    if (options.json) {
+        std::printf("%s\n", nlohmann::json{{"digest", to_hex(bundle->digest())},
+                                           {"template_set", bundle->template_set()},
+                                           {"usable_here", ours},
+                                           {"kernels", kernels},
+                                           {"attachments", attachments}}
+                                .dump(2)
+                                .c_str());
+        return kOk;
+    }
+    std::printf("digest       %s\ntemplates    %s%s\n", to_hex(bundle->digest()).c_str(), bundle->template_set().c_str(),
+                ours ? " (this library's)" : " (NOT this library's: it would be skipped)");
+    Table table({{"source", -12}, {"target", -8}, {"size", 9}, {"registers", 9}, {"spills", 6}, {"key", -8}});
+    for (const auto& kernel : kernels)
+        table.row({kernel["source"].get<std::string>().substr(0, 12), kernel["target"], bytes_text(kernel["bytes"].get<double>()),
+                   kernel["registers"].dump(), kernel["spill_bytes"].dump(),
+                   kernel["fault"].get<std::string>().empty() ? kernel["key"].get<std::string>()
+                                                              : "DAMAGED: " + kernel["fault"].get<std::string>()});
+    for (const auto& one : attachments)
+        std::printf("attachment   %s, %s\n", one["name"].get<std::string>().c_str(),
+                    bytes_text(one["bytes"].get<double>()).c_str());
+    return kOk;
+}
+
 /// A cache entry by its file, by the beginning of its digest, or by its key text.
 int inspect_entry(Options& options) {
     if (options.source || options.plan)
@@ -122,8 +167,8 @@ int inspect_entry(Options& options) {
 
 void add_inspect(CLI::App& app, Action& action) {
     auto options = std::make_shared<Options>();
-    CLI::App* sub =
-        app.add_subcommand("inspect", "show a kernel: of a case of a workload file, or of a cache entry by key or digest");
+    CLI::App* sub = app.add_subcommand(
+        "inspect", "show a kernel: of a case of a workload file, or of a cache entry by key or digest; or what is in a bundle");
     options->cases.add_options(*sub, false);
     sub->add_option("--target", options->target, "auto, host, cuda, or an SM such as sm_90a")->capture_default_str();
     sub->add_option("--config", options->config, "tile sizes, as warps=4,block_kv=64");
@@ -134,7 +179,10 @@ void add_inspect(CLI::App& app, Action& action) {
     sub->add_flag("--json", options->json, "for machines");
     sub->add_option("--cache-dir", options->cache, "kernel cache");
     sub->callback([options, &action] {
-        action = [options] { return options->cases.file.ends_with(".json") ? inspect_case(*options) : inspect_entry(*options); };
+        action = [options] {
+            if (options->cases.file.ends_with(".swb")) return inspect_bundle(*options);
+            return options->cases.file.ends_with(".json") ? inspect_case(*options) : inspect_entry(*options);
+        };
     });
 }
 

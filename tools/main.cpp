@@ -39,7 +39,11 @@ int main(int argc, char** argv) {
     Action action;
     add_run(app, action);
     add_bench(app, action);
+    add_bench_serve(app, action);
     add_inspect(app, action);
+    add_warm(app, action);
+    add_pack(app, action);
+    add_merge(app, action);
     add_doctor(app, action);
     add_cache(app, action);
     add_demo(app, action);

@@ -5,12 +5,28 @@
 #include <filesystem>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "sapwood/decode.h"
 
 namespace sapwood {
+
+/// What the first call of a kernel that is not ready does.
+enum class CompilePolicy {
+    blocking,  ///< waits until it is compiled
+    /// is served by the nearest ready kernel (same problem, other tile sizes) while a thread compiles; waits where there is none
+    background,
+    background_or_error,  ///< the same, and Error{kNotPrepared} in place of waiting
+};
+
+/// What a kernel that was not prepared means after Engine::seal.
+enum class SealPolicy {
+    error,    ///< Error{kNotPrepared}
+    warn,     ///< one warning a kernel; then as without seal, and counted
+    nearest,  ///< the nearest ready kernel serves, nothing is compiled; Error{kNotPrepared} where there is none
+};
 
 struct EngineOptions {
     /// "auto" (a GPU if there is one, else host), "cuda", "cuda:1", "host", or an SM such as "sm_90a": then kernels can be prepared
@@ -26,22 +42,48 @@ struct EngineOptions {
     std::uint64_t host_schedule_seed = 0;
     /// host target: blocks that run at the same time; 0 = one a core.
     unsigned host_threads = 0;
+    /// Bundles of kernels (`sapwood pack`), looked into before the disk, ahead of those that SAPWOOD_BUNDLE_PATH lists. One that
+    /// cannot be used costs a warning.
+    std::vector<std::filesystem::path> bundles;
+    CompilePolicy compile = CompilePolicy::blocking;
+    unsigned compile_threads = 0;  ///< of prepare(…) and background compiles; 0 = one a core; started when there is work
+    /// File that the distinct problems of this engine are recorded in (no tensor data); empty = SAPWOOD_TRACE, else none. "%p" is
+    /// the process id.
+    std::filesystem::path trace;
+    /// Leaves a GPU alone even if `target` is here: for build machines and tools that prepare kernels for others.
+    bool compile_only = false;
 };
 
 /// What is known of the kernel of a plan once it is prepared.
 struct KernelReport {
     std::string key;  ///< canonical text
     std::string target, compiler;
-    std::string origin;     ///< "memory", "disk" or "compiled"
+    std::string origin;     ///< "memory", "bundle", "disk" or "compiled"
     double prepare_ms = 0;  ///< wall time of this prepare
     double compile_ms = 0;  ///< of the compiler, when it was made
     int registers = 0, spill_bytes = 0, shared_bytes = 0, threads = 0, blocks_per_sm = 0;
     std::string log;
+    std::string error;  ///< of a prepare of many: why this kernel is not ready; empty if it is
+    /// The key that a call would rather have, where the nearest ready kernel stands in for it; else empty.
+    std::string stands_in_for;
+};
+
+/// What one ready kernel has done so far.
+struct KernelUse {
+    std::string key, origin;
+    std::uint64_t calls = 0;           ///< launches that it served
+    std::uint64_t stand_in_calls = 0;  ///< those of them that another kernel was meant for
+    double compile_ms = 0;             ///< when it was made
 };
 
 struct EngineStats {
     std::uint64_t launches = 0, compiles = 0, disk_hits = 0, memory_hits = 0, misses_after_seal = 0;
     double compile_ms = 0;
+    std::uint64_t bundle_hits = 0;
+    std::uint64_t compiles_after_seal = 0;  ///< the figure a server watches: 0
+    std::uint64_t stand_in_launches = 0;    ///< served by the nearest ready kernel
+    std::uint64_t background_compiles = 0, background_failures = 0;
+    std::uint64_t switches = 0;  ///< plans that went over from a stand-in to their own kernel
 };
 
 /// Plans, compiles, caches and launches. Thread-safe; one engine a device is the normal use.
@@ -58,20 +100,36 @@ public:
 
     /// Compiles or fetches the plan's kernel, loads it and allocates the plan's device buffers: all that may be slow.
     KernelReport prepare(DecodePlan& plan);
+    /// The same for many at once, the kernels compiled in parallel on compile_threads. Does not throw for a kernel that fails: its
+    /// report says why, the others are ready.
+    std::vector<KernelReport> prepare(std::span<DecodePlan> plans);
+    /// The same for kernels given by their canonical texts (DecodePlan::kernel_key, `sapwood warm --list`).
+    std::vector<KernelReport> prepare_keys(std::span<const std::string> keys);
     /// Copies a new or updated work list to the device, ordered on `stream`. launch() does it by itself except under graph capture.
     void upload(DecodePlan& plan, void* stream = nullptr);
     /// Checks the arguments and enqueues one kernel on `stream` (a CUstream or cudaStream_t). Safe under graph capture once the
     /// plan is prepared and uploaded. On the host target it runs to completion.
     void launch(DecodePlan& plan, const DecodeTensors& tensors, void* stream = nullptr);
 
-    /// From now on a kernel that is not prepared is an Error{kNotPrepared} instead of a compile.
-    void seal();
+    /// From now on a kernel that is not prepared is what the policy says instead of a compile.
+    void seal(SealPolicy policy = SealPolicy::error);
+    /// Waits until every background compile that has begun is done.
+    void finish_compiles();
+
+    /// Looks into this bundle from now on, after those added before. With `expected_digest` (64 hex digits, `sapwood inspect
+    /// f.swb`) the whole file is checked against it. False, with one warning saying why, if it is not used.
+    bool add_bundle(const std::filesystem::path& path, const std::string& expected_digest = {});
+    /// Writes the trace so far; the destructor does it as well. Throws kIo.
+    void flush_trace();
 
     const std::string& target() const noexcept;  ///< "sm_90a" or "host"
     bool has_device() const noexcept;            ///< launches possible
     std::string device_name() const;
     std::string describe_cache() const;  ///< root and health
     EngineStats stats() const;
+    std::vector<KernelUse> kernels() const;  ///< every ready kernel, by key
+    /// All counters in Prometheus' text format.
+    std::string metrics_text() const;
 
     /// The rendered source of the plan's kernel.
     std::string source(const DecodePlan& plan) const;
@@ -84,5 +142,8 @@ public:
 private:
     std::unique_ptr<Impl> impl_;
 };
+
+/// The counters of every live engine of this process in Prometheus' text format: for a metrics endpoint to hand on.
+std::string metrics();
 
 }  // namespace sapwood

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -15,6 +16,7 @@ namespace sapwood {
 using Digest = std::array<std::uint8_t, 32>;
 
 std::string to_hex(const Digest& digest);
+std::optional<Digest> parse_digest(std::string_view hex);  // the reverse; nullopt for anything else
 
 /// Hash of a sequence of (tag, length, bytes) fields, so that no two different sequences concatenate to the same bytes.
 class Hasher {

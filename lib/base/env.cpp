@@ -10,6 +10,7 @@ namespace sapwood::env {
 namespace {
 
 constexpr Variable kVariables[] = {
+    {"SAPWOOD_BUNDLE_PATH", "path:path…", "Bundles of kernels (`sapwood pack`) to look into before the cache, in this order.", ""},
     {"SAPWOOD_CACHE_DIR", "path", "Directory of the kernel cache; made with mode 0700.",
      "$XDG_CACHE_HOME/sapwood, else $HOME/.cache/sapwood"},
     {"SAPWOOD_CACHE_TRUST", "0|1", "Accept a cache directory that others own or may write to; its contents are executed.", "0"},
@@ -18,6 +19,7 @@ constexpr Variable kVariables[] = {
     {"SAPWOOD_KERNEL_DIR", "path", "Read kernel templates from this directory instead of the embedded ones (development).", ""},
     {"SAPWOOD_LOG", "debug|info|warning|error|off", "Least severe message that goes to standard error.", "warning"},
     {"SAPWOOD_NVRTC", "path", "libnvrtc to load instead of searching for one.", ""},
+    {"SAPWOOD_TRACE", "path", "Record every distinct problem in this file (%p: process id); `warm` and `tune` read it.", ""},
 };
 
 constexpr std::string_view kForeign[] = {"HOME", "XDG_CACHE_HOME", "CUDA_HOME", "CUDA_PATH", "CXX", "PATH"};

@@ -61,6 +61,16 @@ PublishResult fill(int fd, const fs::path& temporary, std::span<const std::byte>
     return result;
 }
 
+PublishResult write_and_rename(const fs::path& temporary, const fs::path& target, std::span<const std::byte> bytes,
+                               const PublishOptions& options) {
+    const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, options.file_mode);
+    if (fd < 0) return {errno, "create", temporary};
+    PublishResult result = fill(fd, temporary, bytes, options.sync);
+    if (result.error == 0 && ::rename(temporary.c_str(), target.c_str()) != 0) result = {errno, "rename", target};
+    if (result.error != 0) ::unlink(temporary.c_str());
+    return result;
+}
+
 }  // namespace
 
 std::string errno_text(int error) { return std::generic_category().message(error) + " (errno " + std::to_string(error) + ")"; }
@@ -86,13 +96,13 @@ PublishResult publish_file(const fs::path& root, const fs::path& target, std::sp
     for (const fs::path& directory : {tmp, target.parent_path()}) {
         if (const int error = make_directories(directory, options.dir_mode); error != 0) return {error, "mkdir", directory};
     }
-    const fs::path temporary = tmp / temporary_name();
-    const int fd = ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, options.file_mode);
-    if (fd < 0) return {errno, "create", temporary};
-    PublishResult result = fill(fd, temporary, bytes, options.sync);
-    if (result.error == 0 && ::rename(temporary.c_str(), target.c_str()) != 0) result = {errno, "rename", target};
-    if (result.error != 0) ::unlink(temporary.c_str());
-    return result;
+    return write_and_rename(tmp / temporary_name(), target, bytes, options);
+}
+
+PublishResult replace_file(const fs::path& target, std::span<const std::byte> bytes, const PublishOptions& options) {
+    fs::path temporary = target;
+    temporary += ".tmp-" + temporary_name();
+    return write_and_rename(temporary, target, bytes, options);
 }
 
 std::uint64_t sweep_temporaries(const fs::path& root, std::chrono::seconds age) {

@@ -31,6 +31,10 @@ struct [[nodiscard]] PublishResult {
 PublishResult publish_file(const std::filesystem::path& root, const std::filesystem::path& target, std::span<const std::byte> bytes,
                            const PublishOptions& options = {});
 
+/// The same for a file that a person named: the fresh file lies beside `target`, and directories are not made.
+PublishResult replace_file(const std::filesystem::path& target, std::span<const std::byte> bytes,
+                           const PublishOptions& options = {.file_mode = 0644});
+
 /// mkdir -p; returns 0 or an errno. An existing directory is success.
 int make_directories(const std::filesystem::path& path, unsigned mode);
 

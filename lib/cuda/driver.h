@@ -53,8 +53,8 @@ struct LaunchConfig {
 };
 
 inline constexpr unsigned kStreamNonBlocking = 1, kEventDefault = 0, kHostAllocPortable = 1;
-inline constexpr int kCaptureNone = 0;         // CUstreamCaptureStatus
-inline constexpr int kCaptureThreadLocal = 1;  // CUstreamCaptureMode
+inline constexpr int kCaptureNone = 0;                              // CUstreamCaptureStatus
+inline constexpr int kCaptureThreadLocal = 1, kCaptureRelaxed = 2;  // CUstreamCaptureMode
 
 // X(name, version, arguments): the version is that of the PFN_<name>_v<version> in cudaTypedefs.h that the arguments are copied
 // from. It goes to cuGetProcAddress, which then returns this very variant (cuMemAlloc 3020 is the symbol cuMemAlloc_v2) whatever
@@ -109,8 +109,9 @@ inline constexpr int kCaptureThreadLocal = 1;  // CUstreamCaptureMode
     X(cuGraphDestroy, 10000, (Graph graph))
 
 // Null where the driver is older than the function.
-#define SAPWOOD_DRIVER_OPTIONAL_FUNCTIONS(X)    \
-    X(cuFuncLoad, 12040, (Function function))   \
+#define SAPWOOD_DRIVER_OPTIONAL_FUNCTIONS(X)                         \
+    X(cuFuncLoad, 12040, (Function function))                        \
+    X(cuThreadExchangeStreamCaptureMode, 10010, (int* mode))         \
     X(cuLaunchKernelEx, 11060, (const LaunchConfig* config, Function function, void** parameters, void** extra))
 
 namespace detail {
@@ -161,6 +162,23 @@ public:
 private:
     const Api& api_;
     bool pushed_ = false;
+};
+
+/// Lets this thread load and allocate while another one captures a graph in the global mode, which forbids it to all threads that
+/// do not say otherwise: a kernel that is compiled in the background must not spoil a capture elsewhere.
+class RelaxedCapture {
+public:
+    explicit RelaxedCapture(const Api& api) : api_(api) { exchange(); }
+    ~RelaxedCapture() { exchange(); }
+    RelaxedCapture(const RelaxedCapture&) = delete;
+    RelaxedCapture& operator=(const RelaxedCapture&) = delete;
+
+private:
+    void exchange() {
+        if (api_.cuThreadExchangeStreamCaptureMode != nullptr) api_.cuThreadExchangeStreamCaptureMode(&mode_);
+    }
+    const Api& api_;
+    int mode_ = kCaptureRelaxed;
 };
 
 /// For destructors: calls `release(api)` with `context` current, ignores every error (at exit the driver answers

@@ -65,6 +65,7 @@ CudaKernel::CudaKernel(std::shared_ptr<PrimaryContext> context, const DeviceInfo
     check_shared(info, artifact, artifact.resources.static_shared, dynamic_shared);
     const Api& api = context_->api;
     const ContextGuard guard(api, context_->handle);
+    const RelaxedCapture relaxed(api);
     if (const Result result = api.cuModuleLoadData(&module_, artifact.payload.data()); result != kSuccess) {
         std::string advice =
             "kernel " + artifact.name + " for " + artifact.target + " by " + artifact.compiler + ", on " + device_text(info);

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/device_memory.h"
 
+#include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <new>
 
@@ -11,17 +13,25 @@ namespace {
 
 class HostMemory final : public Memory {
 public:
+    /// From calloc, whose large blocks are zero pages that cost nothing until they are touched: most of a plan's room never is.
     void* allocate(std::size_t bytes) override {
-        void* pointer = ::operator new(bytes, kAlign);
-        std::memset(pointer, 0, bytes);
+        void* const block = std::calloc(1, bytes + kAlign);
+        if (block == nullptr) throw std::bad_alloc();
+        void* const pointer = static_cast<char*>(block) + kAlign - reinterpret_cast<std::uintptr_t>(block) % kAlign;
+        std::memcpy(static_cast<char*>(pointer) - sizeof(block), &block, sizeof(block));
         return pointer;
     }
-    void free(void* pointer) noexcept override { ::operator delete(pointer, kAlign); }
+    void free(void* pointer) noexcept override {
+        if (pointer == nullptr) return;
+        void* block = nullptr;
+        std::memcpy(&block, static_cast<char*>(pointer) - sizeof(block), sizeof(block));
+        std::free(block);
+    }
     void copy_in(void* to, const void* from, std::size_t bytes, void*) override { std::memcpy(to, from, bytes); }
     bool capturing(void*) override { return false; }
 
 private:
-    static constexpr std::align_val_t kAlign{256};
+    static constexpr std::size_t kAlign = 256;
 };
 
 class CudaMemory final : public Memory {

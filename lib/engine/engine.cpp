@@ -1,133 +1,162 @@
 // SPDX-License-Identifier: Apache-2.0
+// What a call does, from plan to launch. What kernels there are and where they come from: kernel_service.cpp.
 #include "sapwood/engine.h"
 
-#include <atomic>
 #include <chrono>
+#include <set>
 
 #include "base/env.h"
 #include "base/error.h"
 #include "base/log.h"
-#include "base/once_cache.h"
 #include "engine/arguments.h"
-#include "engine/kernel_table.h"
+#include "engine/engine_impl.h"
 #include "engine/plan_buffers.h"
-#include "engine/target.h"
-#include "host/host.h"
-#include "jit/disk_cache.h"
+#include "engine/plan_state.h"
+#include "kernel/key_text.h"
 #include "kernel/render.h"
 
 namespace sapwood {
-
 namespace {
 
-/// Tells engines apart for good: the next one may lie where the last one lay.
-std::uint64_t next_identity() {
-    static std::atomic<std::uint64_t> next{1};
-    return next.fetch_add(1, std::memory_order_relaxed);
+PlanBuffers& buffers_of(DecodePlan::Impl& plan) { return *static_cast<PlanBuffers*>(plan.device.get()); }
+
+KernelReport report_of(const Kernel& kernel, jit::Origin origin) {
+    const jit::Artifact& artifact = *kernel.artifact;
+    KernelReport report;
+    report.key = kernel.key.to_string();
+    report.target = artifact.target;
+    report.compiler = artifact.compiler;
+    report.origin = jit::origin_name(origin);
+    report.compile_ms = artifact.compile_ms;
+    report.registers = artifact.resources.registers;
+    report.spill_bytes = artifact.resources.spill_bytes;
+    report.shared_bytes = static_cast<int>(shared_bytes_of(kernel.key));
+    report.threads = static_cast<int>(threads_of(kernel.key));
+    report.blocks_per_sm = kernel.blocks_per_sm;
+    report.log = artifact.log;
+    return report;
+}
+
+double ms_since(std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
 }
 
 }  // namespace
 
-struct Engine::Impl {
-    const std::uint64_t identity = next_identity();
-    EngineOptions options;
-    TargetSetup setup;
-    jit::DiskCache cache;
-    OnceCache<KernelKey, Kernel> building;
-    KernelTable table;
-    std::atomic<bool> sealed{false};
-    std::atomic<std::uint64_t> launches{0}, compiles{0}, disk_hits{0}, memory_hits{0}, misses_after_seal{0};
-    std::atomic<std::uint64_t> compile_us{0};
+Engine::Impl::Impl(EngineOptions options) : service(make_service(std::move(options))) {
+    std::filesystem::path file = service->options.trace;
+    if (file.empty() && !service->options.compile_only) file = env::get("SAPWOOD_TRACE").value_or("");  // of runs, not of tools
+    if (!file.empty()) trace = TraceRecorder::of(file);
+}
 
-    explicit Impl(EngineOptions given)
-        : options(std::move(given)),
-          setup(open_target(options)),
-          cache(options.disk_cache && env::get("SAPWOOD_DISK_CACHE").value_or("1") != "0"
-                    ? std::optional<std::filesystem::path>(options.cache_dir)
-                    : std::nullopt) {}
+Engine::Impl::~Impl() {
+    if (trace == nullptr) return;
+    if (const std::string fault = trace->flush(); !fault.empty()) log::warning_once("trace", "the trace is lost: " + fault);
+}
 
-    std::shared_ptr<const jit::Artifact> artifact(const KernelKey& key, jit::Origin* origin) {
-        auto result = cache.get_or_compile(render(key), *setup.compiler, origin);
-        switch (*origin) {
-            case jit::Origin::compiled:
-                ++compiles;
-                compile_us += static_cast<std::uint64_t>(result->compile_ms * 1000);
-                break;
-            case jit::Origin::disk:
-                ++disk_hits;
-                break;
-            case jit::Origin::memory:
-                ++memory_hits;
-                break;
-        }
-        return result;
+KernelKey Engine::Impl::key_of(const DecodePlan::Impl& plan) const {
+    return decode_key(plan.problem, plan.config, service->setup.target);
+}
+
+bool Engine::Impl::ready(const DecodePlan::Impl& plan) const {
+    return plan.device != nullptr && static_cast<const PlanBuffers*>(plan.device.get())->engine() == service->identity;
+}
+
+void Engine::Impl::check_plan(const DecodePlan::Impl& plan) const {
+    const TargetSetup& setup = service->setup;
+    if (plan.limits.target != setup.target || plan.limits.sms != setup.limits.sms) {
+        raise(ErrorCode::kUnsupportedDevice, "the plan was made for " + plan.limits.target + " with " +
+                                                 std::to_string(plan.limits.sms) + " SMs; this engine runs on " + setup.target +
+                                                 " with " + std::to_string(setup.limits.sms) + ". Plan with this engine");
     }
+}
 
-    Kernel* build(const KernelKey& key, jit::Origin* origin) {
-        *origin = jit::Origin::memory;
-        const auto kernel = building.get_or_create(key, [&] {
-            if (sealed) {
-                ++misses_after_seal;
-                raise(ErrorCode::kNotPrepared, "the engine is sealed and kernel " + key.to_string() +
-                                                   " was not prepared; prepare a plan that needs it before seal()");
-            }
-            auto made = std::make_shared<Kernel>();
-            made->key = key;
-            made->artifact = artifact(key, origin);
-            if (setup.is_host) {
-                made->loaded =
-                    host::load(*made->artifact, {.schedule_seed = options.host_schedule_seed, .os_threads = options.host_threads});
-            } else if (setup.device) {
-                made->loaded = setup.device->load(*made->artifact, shared_bytes_of(key));
-                made->blocks_per_sm = setup.device->occupancy(*made->loaded, threads_of(key), shared_bytes_of(key));
-                if (made->blocks_per_sm < key.blocks) {
-                    log::warning_once(key.to_string(), "kernel " + key.to_string() + " reaches " +
-                                                           std::to_string(made->blocks_per_sm) + " blocks an SM where " +
-                                                           std::to_string(key.blocks) + " were planned");
-                }
-            }
-            log::info("kernel " + key.to_string() + ": " + jit::origin_name(*origin) + ", " +
-                      std::to_string(made->artifact->resources.registers) + " registers, " +
-                      std::to_string(made->artifact->resources.spill_bytes) + " spill bytes");
-            return made;
-        });
-        return table.publish(kernel);
+void Engine::Impl::check_runs() const {
+    if (!service->setup.memory) {
+        raise(ErrorCode::kUnsupportedDevice,
+              "this engine compiles for " + service->setup.target +
+                  " without such a device; kernels can be prepared and inspected here, not launched");
     }
+}
 
-    Kernel* kernel(const KernelKey& key, jit::Origin* origin) {
-        *origin = jit::Origin::memory;
-        Kernel* present = table.find(key);
-        return present != nullptr ? present : build(key, origin);
-    }
-
-    void check_plan(const DecodePlan::Impl& plan) const {
-        if (plan.limits.target != setup.target || plan.limits.sms != setup.limits.sms) {
-            raise(ErrorCode::kUnsupportedDevice, "the plan was made for " + plan.limits.target + " with " +
-                                                     std::to_string(plan.limits.sms) + " SMs; this engine runs on " + setup.target +
-                                                     " with " + std::to_string(setup.limits.sms) + ". Plan with this engine");
+/// The engine's part in a new plan: who serves it, and whether it is traced.
+void Engine::Impl::adopt(DecodePlan::Impl& plan, const Forest& forest, const DecodeLimits& asked) {
+    const KernelKey key = key_of(plan);
+    plan.key = key.to_string();
+    const bool missing = service->setup.memory != nullptr && service->find(key) == nullptr;
+    if (!missing && trace == nullptr) return;
+    auto state = std::make_shared<PlanState>(service, asked);
+    if (missing) {
+        Kernel* nearest = service->stands_in() ? service->nearest(key) : nullptr;
+        if (nearest != nullptr) {
+            miss(key, /*served=*/true);
+            state->stand_in(plan, *nearest, key, forest);
+        } else {
+            if (service->in_background() && !service->sealed()) service->request(key);  // the sooner it begins, the shorter a wait
+            state->keep_forest(forest);
         }
     }
-    void check_runs() const {
-        if (!setup.memory) {
-            raise(ErrorCode::kUnsupportedDevice,
-                  "this engine compiles for " + setup.target +
-                      " without such a device; kernels can be prepared and inspected here, not launched");
-        }
-    }
+    if (trace != nullptr) state->trace(trace, plan, forest);
+    plan.hook = std::move(state);
+}
 
-    PlanBuffers& buffers(DecodePlan::Impl& plan) const { return *static_cast<PlanBuffers*>(plan.device.get()); }
-    bool ready(const DecodePlan::Impl& plan) const {
-        return plan.device != nullptr && static_cast<const PlanBuffers*>(plan.device.get())->engine() == identity;
+/// A call wants a kernel that is not ready, and is served by another one or not at all.
+void Engine::Impl::miss(const KernelKey& key, bool served) {
+    if (service->sealed_as(SealPolicy::nearest)) {
+        if (!served) service->admit_miss(key);  // throws
+        ++service->counters.misses_after_seal;
+        return;
     }
-};
+    service->admit_miss(key);
+    service->request(key);
+}
+
+/// The kernel for a call of an unprepared plan. With a policy that does not wait the plan may have other tiles afterwards.
+Kernel* Engine::Impl::kernel_for_call(DecodePlan::Impl& plan) {
+    const KernelKey key = key_of(plan);
+    if (Kernel* present = service->find(key)) return present;
+    if (!service->stands_in()) return service->get(key);
+    PlanState* state = state_of(plan);
+    if (Kernel* nearest = service->nearest(key);
+        nearest != nullptr && state != nullptr && state->stand_in_now(plan, *nearest, key)) {
+        miss(key, /*served=*/true);
+        return nearest;
+    }
+    miss(key, /*served=*/false);
+    const std::string text = key.to_string();
+    if (const std::string fault = service->failure(key); !fault.empty())
+        raise(ErrorCode::kCompileFailed, "kernel " + text + " was tried in the background and failed; prepare() tries again",
+              fault);
+    if (service->options.compile == CompilePolicy::background_or_error)
+        raise(ErrorCode::kNotPrepared, "kernel " + text +
+                                           " is not ready, a thread compiles it, and no kernel of the same problem is "
+                                           "ready to stand in; call again later, or prepare_keys({\"" +
+                                           text + "\"}) beforehand");
+    log::warning_once("waits:" + text, "a call waits for kernel " + text +
+                                           " to be compiled: no kernel of the same problem is ready to "
+                                           "stand in. prepare_keys({\"" +
+                                           text + "\"}) beforehand");
+    return service->get(key, nullptr, /*admitted=*/true);
+}
+
+void Engine::Impl::make_buffers(DecodePlan::Impl& plan, Kernel* kernel) {
+    if (!service->setup.memory || ready(plan)) return;
+    plan.device = std::make_shared<PlanBuffers>(service->setup.memory, plan, kernel, service->identity);
+    if (PlanState* state = state_of(plan)) state->drop_forest();
+}
+
+void Engine::Impl::prepare_for_call(DecodePlan::Impl& plan) {
+    check_plan(plan);
+    if (!ready(plan)) make_buffers(plan, kernel_for_call(plan));
+}
 
 Engine::Engine(EngineOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
 Engine::~Engine() = default;
 
 DecodePlan Engine::plan_decode(const DecodeProblem& problem, const Forest& forest, const DecodeConfig& config,
                                const DecodeLimits& limits) {
-    auto plan = make_decode_plan(problem, forest, config, limits, impl_->setup.limits);
-    plan->key = decode_key(plan->problem, plan->config, impl_->setup.target).to_string();
+    auto plan = make_decode_plan(problem, forest, config, limits, impl_->service->setup.limits);
+    impl_->adopt(*plan, forest, limits);
     return DecodePlan(std::move(plan));
 }
 
@@ -135,43 +164,71 @@ KernelReport Engine::prepare(DecodePlan& plan) {
     const auto start = std::chrono::steady_clock::now();
     DecodePlan::Impl& host = plan.impl();
     impl_->check_plan(host);
-    const KernelKey key = decode_key(host.problem, host.config, impl_->setup.target);
-    jit::Origin origin = jit::Origin::memory;
-    Kernel* kernel = impl_->kernel(key, &origin);
-    if (impl_->setup.memory && !impl_->ready(host)) {
-        host.device = std::make_shared<PlanBuffers>(impl_->setup.memory, host, kernel, impl_->identity);
-    }
-    const jit::Artifact& artifact = *kernel->artifact;
-    KernelReport report;
-    report.key = key.to_string();
-    report.target = artifact.target;
-    report.compiler = artifact.compiler;
-    report.origin = jit::origin_name(origin);
-    report.compile_ms = artifact.compile_ms;
-    report.registers = artifact.resources.registers;
-    report.spill_bytes = artifact.resources.spill_bytes;
-    report.shared_bytes = static_cast<int>(shared_bytes_of(key));
-    report.threads = static_cast<int>(threads_of(key));
-    report.blocks_per_sm = kernel->blocks_per_sm;
-    report.log = artifact.log;
-    report.prepare_ms = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+    jit::Origin origin{};
+    Kernel* kernel = impl_->service->get(impl_->key_of(host), &origin);
+    impl_->make_buffers(host, kernel);
+    KernelReport report = report_of(*kernel, origin);
+    if (const PlanState* state = state_of(host); state != nullptr && state->standing_in())
+        report.stands_in_for = state->wanted().to_string();
+    report.prepare_ms = ms_since(start);
     return report;
+}
+
+std::vector<KernelReport> Engine::prepare(std::span<DecodePlan> plans) {
+    std::vector<std::string> keys;
+    for (const DecodePlan& plan : plans) {
+        impl_->check_plan(plan.impl());
+        keys.push_back(impl_->key_of(plan.impl()).to_string());
+    }
+    std::vector<KernelReport> reports = prepare_keys(keys);
+    for (std::size_t i = 0; i < plans.size(); ++i) {
+        if (reports[i].error.empty()) reports[i].stands_in_for = prepare(plans[i]).stands_in_for;
+    }
+    return reports;
+}
+
+std::vector<KernelReport> Engine::prepare_keys(std::span<const std::string> keys) {
+    KernelService& service = *impl_->service;
+    std::vector<KernelReport> reports(keys.size());
+    std::vector<KernelKey> parsed;
+    std::vector<std::size_t> order, repeated;  // repeated ones last, so that no thread waits for one that another compiles
+    std::set<std::string_view> seen;
+    for (std::size_t i = 0; i < keys.size(); ++i) (seen.insert(keys[i]).second ? order : repeated).push_back(i);
+    order.insert(order.end(), repeated.begin(), repeated.end());
+    for (const std::string& text : keys) {
+        parsed.push_back(parse_key(text));
+        if (parsed.back().target.data() != service.setup.target)
+            raise(ErrorCode::kInvalidArgument,
+                  "kernel " + text + " is for another target than this engine's, " + service.setup.target);
+    }
+    parallel_for(keys.size(), service.pool().limit(), [&](std::size_t n) {
+        const std::size_t i = order[n];
+        const auto start = std::chrono::steady_clock::now();
+        jit::Origin origin{};
+        std::string fault;
+        if (const Kernel* kernel = service.try_get(parsed[i], &origin, &fault)) reports[i] = report_of(*kernel, origin);
+        reports[i].key = keys[i];
+        reports[i].error = fault;
+        reports[i].prepare_ms = ms_since(start);
+    });
+    return reports;
 }
 
 void Engine::upload(DecodePlan& plan, void* stream) {
     DecodePlan::Impl& host = plan.impl();
     impl_->check_runs();
-    if (!impl_->ready(host)) prepare(plan);
-    impl_->buffers(host).upload(host, stream);
+    impl_->prepare_for_call(host);
+    buffers_of(host).upload(host, stream);
 }
 
 void Engine::launch(DecodePlan& plan, const DecodeTensors& tensors, void* stream) {
     DecodePlan::Impl& host = plan.impl();
+    KernelService& service = *impl_->service;
     const bool ready = impl_->ready(host);
-    if (!ready || impl_->buffers(host).stale(host)) {
+    if (!ready || buffers_of(host).stale(host)) {
         impl_->check_runs();
         impl_->check_plan(host);
-        if (impl_->setup.memory->capturing(stream)) {
+        if (service.setup.memory->capturing(stream)) {
             raise(ErrorCode::kNotPrepared, std::string("the stream is capturing and the plan is not ") +
                                                (ready ? "uploaded" : "prepared") +
                                                "; call Engine::prepare and Engine::upload before the capture");
@@ -180,50 +237,59 @@ void Engine::launch(DecodePlan& plan, const DecodeTensors& tensors, void* stream
         bind(host.problem, tensors, checked);  // bad tensors are refused before anything is compiled or copied
         upload(plan, stream);
     }
-    PlanBuffers& buffers = impl_->buffers(host);
+    PlanBuffers& buffers = buffers_of(host);
     abi::DecodeParams params = buffers.base();
     bind(host.problem, tensors, params);
+    Kernel& kernel = *buffers.kernel();
     const jit::LaunchShape shape = {.grid = static_cast<std::uint32_t>(host.grid()),
-                                    .block = threads_of(buffers.kernel()->key),
-                                    .shared_bytes = shared_bytes_of(buffers.kernel()->key),
-                                    .overlap = impl_->options.overlap_launches};
-    buffers.kernel()->loaded->launch(shape, &params, sizeof(params), stream);
-    impl_->launches.fetch_add(1, std::memory_order_relaxed);
+                                    .block = threads_of(kernel.key),
+                                    .shared_bytes = shared_bytes_of(kernel.key),
+                                    .overlap = service.options.overlap_launches};
+    PlanState* const state = state_of(host);
+    const bool stands_in = state != nullptr && state->standing_in();
+    if (stands_in && !state->fixed() && service.setup.memory->capturing(stream)) state->fix();
+    kernel.loaded->launch(shape, &params, sizeof(params), stream);
+    service.counters.launches.fetch_add(1, std::memory_order_relaxed);
+    kernel.calls.fetch_add(1, std::memory_order_relaxed);
+    if (state != nullptr) state->count_launch();
+    if (stands_in) {
+        service.counters.stand_in_launches.fetch_add(1, std::memory_order_relaxed);
+        kernel.stand_in_calls.fetch_add(1, std::memory_order_relaxed);
+    }
 }
 
-void Engine::seal() { impl_->sealed = true; }
+void Engine::seal(SealPolicy policy) { impl_->service->seal(policy); }
+void Engine::finish_compiles() { impl_->service->finish_requests(); }
+bool Engine::add_bundle(const std::filesystem::path& path, const std::string& expected_digest) {
+    return impl_->service->add_bundle(path, expected_digest);
+}
 
-const std::string& Engine::target() const noexcept { return impl_->setup.target; }
-bool Engine::has_device() const noexcept { return impl_->setup.memory != nullptr; }
-std::string Engine::device_name() const { return impl_->setup.device_name; }
+void Engine::flush_trace() {
+    if (impl_->trace == nullptr) return;
+    if (const std::string fault = impl_->trace->flush(); !fault.empty()) raise(ErrorCode::kIo, "the trace: " + fault);
+}
+
+const std::string& Engine::target() const noexcept { return impl_->service->setup.target; }
+bool Engine::has_device() const noexcept { return impl_->service->setup.memory != nullptr; }
+std::string Engine::device_name() const { return impl_->service->setup.device_name; }
 
 std::string Engine::describe_cache() const {
-    if (impl_->cache.root().empty()) {
-        const std::string reason = impl_->cache.disabled_reason();
-        return reason.empty() ? "memory only" : "memory only: " + reason;
-    }
-    return impl_->cache.root().string();
+    const jit::DiskCache& cache = impl_->service->cache;
+    std::string bundles;
+    for (const auto& bundle : cache.bundles()) bundles += (bundles.empty() ? "; bundles " : ", ") + bundle->path().string();
+    if (!cache.root().empty()) return cache.root().string() + bundles;
+    const std::string reason = cache.disabled_reason();
+    return (reason.empty() ? "memory only" : "memory only: " + reason) + bundles;
 }
 
-EngineStats Engine::stats() const {
-    return {.launches = impl_->launches,
-            .compiles = impl_->compiles,
-            .disk_hits = impl_->disk_hits,
-            .memory_hits = impl_->memory_hits,
-            .misses_after_seal = impl_->misses_after_seal,
-            .compile_ms = static_cast<double>(impl_->compile_us) / 1000.0};
-}
+EngineStats Engine::stats() const { return impl_->service->stats(); }
+std::vector<KernelUse> Engine::kernels() const { return impl_->service->uses(); }
 
-std::string Engine::source(const DecodePlan& plan) const {
-    const DecodePlan::Impl& host = plan.impl();
-    return render(decode_key(host.problem, host.config, impl_->setup.target)).source;
-}
+std::string Engine::source(const DecodePlan& plan) const { return render(impl_->key_of(plan.impl())).source; }
 
 std::vector<std::byte> Engine::binary(DecodePlan& plan) {
     prepare(plan);
-    const DecodePlan::Impl& host = plan.impl();
-    jit::Origin origin = jit::Origin::memory;
-    return impl_->kernel(decode_key(host.problem, host.config, impl_->setup.target), &origin)->artifact->payload;
+    return impl_->service->get(impl_->key_of(plan.impl()))->artifact->payload;
 }
 
 }  // namespace sapwood

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
+#include <cstdint>
 #include <memory>
 
 #include "jit/artifact.h"
+#include "jit/disk_cache.h"
 #include "jit/loaded_kernel.h"
 #include "kernel/key.h"
 
@@ -15,6 +18,8 @@ struct Kernel {
     std::shared_ptr<const jit::Artifact> artifact;
     std::unique_ptr<jit::LoadedKernel> loaded;
     int blocks_per_sm = 0;
+    jit::Origin origin = jit::Origin::memory;
+    std::atomic<std::uint64_t> calls{0}, stand_in_calls{0};
 };
 
 }  // namespace sapwood

@@ -27,6 +27,14 @@ public:
         return nullptr;
     }
 
+    /// Every published kernel, in no order.
+    template <class Visit>
+    void each(const Visit& visit) const {
+        for (const auto& slot : slots_) {
+            if (Kernel* kernel = slot.load(std::memory_order_acquire)) visit(*kernel);
+        }
+    }
+
     /// The kernel under this key: `kernel`, or the one that another thread published first.
     Kernel* publish(std::shared_ptr<Kernel> kernel) {
         std::lock_guard lock(mutex_);

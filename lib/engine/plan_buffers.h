@@ -26,6 +26,8 @@ public:
     /// The parameter block with everything but the tensors.
     const abi::DecodeParams& base() const noexcept { return base_; }
     Kernel* kernel() const noexcept { return kernel_; }
+    /// Another kernel for a list that was planned for its tiles: the buffers' capacity does not depend on them.
+    void set_kernel(Kernel* kernel) noexcept { kernel_ = kernel; }
     std::uint64_t engine() const noexcept { return engine_; }
     Memory& memory() const noexcept { return *memory_; }
 

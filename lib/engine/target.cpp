@@ -68,6 +68,8 @@ TargetSetup open_offline(const std::string& target) {
 TargetSetup open_target(const EngineOptions& options) {
     const std::string& asked = options.target;
     if (asked == "host") return open_host();
+    if (options.compile_only && !asked.starts_with("sm_"))
+        raise(ErrorCode::kInvalidArgument, "compile_only needs an SM such as \"sm_90a\" or \"host\", not \"" + asked + "\"");
     if (asked == "auto") return cuda::device_count() > 0 ? open_cuda(0) : open_host();
     if (asked == "cuda" || asked.starts_with("cuda:")) {
         int ordinal = 0;
@@ -85,6 +87,7 @@ TargetSetup open_target(const EngineOptions& options) {
         return open_cuda(ordinal);
     }
     if (asked.starts_with("sm_")) {
+        if (options.compile_only) return open_offline(asked);
         // On a machine whose device is of that SM the kernels run; elsewhere they are compiled for it.
         for (int i = 0; i < cuda::device_count(); ++i) {
             const auto device = cuda::Device::open(i);

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <ctime>
 #include <system_error>
 
 #include "base/publish.h"
@@ -52,17 +53,6 @@ bool remove_entry(const fs::path& path) {
     return ::unlink(path.c_str()) == 0 || ((errno == EISDIR || errno == EPERM) && ::rmdir(path.c_str()) == 0);
 }
 
-bool parse_digest(const std::string& hex, Digest& digest) {
-    const auto value = [](char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1; };
-    if (hex.size() != 2 * digest.size()) return false;
-    for (std::size_t i = 0; i < digest.size(); ++i) {
-        const int high = value(hex[2 * i]), low = value(hex[2 * i + 1]);
-        if (high < 0 || low < 0) return false;
-        digest[i] = static_cast<std::uint8_t>(high << 4 | low);
-    }
-    return true;
-}
-
 }  // namespace
 
 std::vector<CacheEntryInfo> ObjectStore::list(bool verify) const {
@@ -76,10 +66,10 @@ std::vector<CacheEntryInfo> ObjectStore::list(bool verify) const {
         info.digest = file.path.parent_path().filename().string() + file.path.stem().string();
         EntryBytes entry = read_entry_file(file.path);
         info.fault = entry.error != 0 ? errno_text(entry.error) : entry.fault;
-        Digest digest;
-        if (info.fault.empty() && !parse_digest(info.digest, digest)) info.fault = "its name is not a digest";
+        const std::optional<Digest> digest = parse_digest(info.digest);
+        if (info.fault.empty() && !digest) info.fault = "its name is not a digest";
         if (!info.fault.empty()) continue;
-        const auto artifact = verify ? decode_entry(entry.bytes, &digest, &info.fault) : decode_metadata(entry.bytes, &info.fault);
+        const auto artifact = verify ? decode_entry(entry.bytes, &*digest, &info.fault) : decode_metadata(entry.bytes, &info.fault);
         if (artifact == nullptr) continue;
         info.name = artifact->name;
         info.target = artifact->target;
@@ -91,21 +81,22 @@ std::vector<CacheEntryInfo> ObjectStore::list(bool verify) const {
     return entries;
 }
 
-std::uint64_t ObjectStore::collect(std::uint64_t max_bytes) const {
+std::uint64_t ObjectStore::collect(std::uint64_t max_bytes, std::chrono::seconds max_age) const {
     if (!readable()) return 0;
     std::vector<EntryFile> files = entry_files(root_.path);
     std::sort(files.begin(), files.end(), [](const EntryFile& a, const EntryFile& b) { return a.mtime < b.mtime; });
     std::uint64_t total = 0, removed = 0;
     for (const EntryFile& file : files) total += file.bytes;
-    for (const EntryFile& file : files) {
-        if (total - removed <= max_bytes) break;
+    const std::int64_t now = std::time(nullptr);
+    for (const EntryFile& file : files) {  // oldest first; its mtime is its last use, to within a day
+        if (total - removed <= max_bytes && now - file.mtime <= max_age.count()) break;
         if (remove_entry(file.path)) removed += file.bytes;
     }
     if (removed == 0) return 0;
     remove_references(root_.path, [&](const fs::path& path) {
-        Digest source;
-        if (!parse_digest(path.parent_path().filename().string() + path.stem().string(), source)) return true;
-        const auto entry = decode_reference(read_entry_file(path).bytes, source);
+        const auto source = parse_digest(path.parent_path().filename().string() + path.stem().string());
+        if (!source) return true;
+        const auto entry = decode_reference(read_entry_file(path).bytes, *source);
         std::error_code error;
         return !entry || !fs::exists(entry_path(*entry), error);
     });

@@ -13,19 +13,22 @@
 #include <vector>
 
 #include "base/digest.h"
+#include "jit/bundle.h"
 #include "jit/compile.h"
 
 namespace sapwood::jit {
 
 /// Where an artifact came from.
-enum class Origin { memory, disk, compiled };
+enum class Origin { memory, bundle, disk, compiled };
 const char* origin_name(Origin origin) noexcept;
 
-/// The content digest: schema, template set, source, entry, options, target, compiler identity; no path, no host, no driver.
+/// The content digest: schema, template set, source, entry, options, target, compiler identity; no path, no host, no driver. With a
+/// compiler's family in place of its identity: the source digest, under which any build's artifact is found.
 Digest content_digest(const CompileRequest& request, std::string_view compiler_identity);
 
 struct CacheCounters {
     std::uint64_t disk_hits = 0, misses = 0, corrupt = 0, published = 0, publish_failures = 0, lock_timeouts = 0;
+    std::uint64_t bundle_hits = 0, bundle_damaged = 0;
 };
 
 struct CacheEntryInfo {
@@ -51,11 +54,15 @@ public:
     explicit DiskCache(std::optional<std::filesystem::path> root, DiskCacheOptions options = {});
     ~DiskCache();
 
-    /// Bundle-free lookup order: disk, bounded cross-process lock, disk again, compile, publish best effort. Where the compiler is
-    /// missing, the artifact that its family made of this source last. Throws only what `compiler` throws. Concurrent callers in
-    /// one process with one digest compile once; what was got stays in memory. Usable in a forked child, which starts with an empty
-    /// memory level.
+    /// Lookup order: memory, bundles, disk, bounded cross-process lock, disk again, compile, publish best effort. A kernel that a
+    /// bundle holds needs neither compiler nor disk. Where the compiler is missing, the artifact that its family made of this
+    /// source last. Throws only what `compiler` throws. Concurrent callers in one process with one digest compile once; what was
+    /// got stays in memory. Usable in a forked child, which starts with an empty memory level.
     std::shared_ptr<const Artifact> get_or_compile(const CompileRequest& request, Compiler& compiler, Origin* origin = nullptr);
+    /// From now on looked into, after those added before.
+    void add_bundle(std::shared_ptr<const Bundle> bundle);
+    std::vector<std::shared_ptr<const Bundle>> bundles() const;
+
     /// Disk only: null on a miss or a bad entry (which is removed).
     std::shared_ptr<const Artifact> find(const Digest& digest);
 
@@ -63,10 +70,11 @@ public:
     std::string disabled_reason() const;        // why it is memory only, or why nothing more is written; empty when healthy
     CacheCounters counters() const;
 
-    /// Maintenance, for `sapwood cache`: every entry with its health; removal of the oldest down to a byte cap; removal of all.
+    /// Maintenance, for `sapwood cache`: every entry with its health; removal of those not used for `max_age`, then of the oldest
+    /// down to a byte cap; removal of all.
     std::vector<CacheEntryInfo> list(bool verify) const;
-    std::uint64_t collect(std::uint64_t max_bytes);  // bytes removed
-    std::uint64_t clear();                           // entries removed; never lock files
+    std::uint64_t collect(std::uint64_t max_bytes, std::chrono::seconds max_age = std::chrono::seconds::max());  // bytes removed
+    std::uint64_t clear();  // entries removed; never lock files
 
 private:
     struct Impl;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -41,7 +42,7 @@ public:
     void upkeep();
 
     std::vector<CacheEntryInfo> list(bool verify) const;
-    std::uint64_t collect(std::uint64_t max_bytes) const;
+    std::uint64_t collect(std::uint64_t max_bytes, std::chrono::seconds max_age = std::chrono::seconds::max()) const;
     std::uint64_t clear() const;
 
     struct Counters {

@@ -34,7 +34,7 @@ struct KernelKey {
     bool operator==(const KernelKey& other) const { return std::memcmp(this, &other, sizeof(KernelKey)) == 0; }
     bool operator<(const KernelKey& other) const { return std::memcmp(this, &other, sizeof(KernelKey)) < 0; }
 
-    /// Canonical text, e.g. "decode/bf16/d128/v128/g4/page1/cap0/w8/p4/kv64/s6/b1/sm_90a".
+    /// Canonical text, e.g. "decode/bf16/d128/v128/g4/page1/cap0/mma/w8/p4/kv64/s6/b1/sm_90a".
     std::string to_string() const;
 };
 static_assert(std::has_unique_object_representations_v<KernelKey>);

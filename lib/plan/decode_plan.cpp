@@ -133,7 +133,15 @@ DecodePlan& DecodePlan::operator=(DecodePlan&&) noexcept = default;
 DecodePlan::~DecodePlan() = default;
 
 void DecodePlan::update(const Forest& forest) {
-    Impl& plan = *impl_;
+    if (impl_->hook != nullptr) {
+        impl_->hook->update(*impl_, forest);
+    } else {
+        impl_->update(forest);
+    }
+}
+
+void DecodePlan::Impl::update(const Forest& forest) {
+    Impl& plan = *this;
     const Forest::Impl& source = forest.impl();
     if (source.identity != plan.forest_identity || source.structure != plan.forest_structure ||
         plan.journal > source.grown.size()) {

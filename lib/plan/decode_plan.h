@@ -10,6 +10,13 @@
 
 namespace sapwood {
 
+/// Takes part in a plan's updates for the engine that made it. May call the plan's own update(), or plan anew.
+class PlanHook {
+public:
+    virtual ~PlanHook() = default;
+    virtual void update(DecodePlan::Impl& plan, const Forest& forest) = 0;
+};
+
 /// Host side of a plan. `device` is what the engine keeps beside it (buffers, the loaded kernel); the planner never looks inside.
 struct DecodePlan::Impl {
     DecodeProblem problem;
@@ -26,10 +33,12 @@ struct DecodePlan::Impl {
     std::int32_t grown_tokens = 0;  // patched since the last full plan
 
     std::shared_ptr<void> device;
+    std::shared_ptr<PlanHook> hook;  // null: nothing to do at an update but to update
 
     /// Plans `forest`. With `asked` the capacity is set from it; without, the list must fit the capacity there is, else
     /// kCapacityExceeded is thrown and nothing has changed.
     void plan(const Forest& forest, const ForestOrder& order, const DecodeLimits* asked);
+    void update(const Forest& forest);
     SplitInput split_input() const;
     int grid() const { return limits.sms * config.blocks; }
 };

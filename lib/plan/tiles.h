@@ -4,6 +4,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "attention/decode_layout.h"
 #include "plan/limits.h"
@@ -17,6 +18,9 @@ DecodeProblem complete(const DecodeProblem& problem);
 inline int group_of(const DecodeProblem& problem) { return problem.q_heads / problem.kv_heads; }
 
 abi::DecodeShape shape_of(const DecodeProblem& problem, const DecodeConfig& config);
+
+/// The main loop of that name; Mainloop::choose for any other text.
+Mainloop mainloop_of(std::string_view name) noexcept;
 
 /// Why this configuration cannot run on this device, with numbers; empty if it can.
 std::string why_illegal(const DecodeProblem& problem, const DecodeConfig& config, const Limits& limits);

@@ -94,7 +94,9 @@ DecodeProblem DecodeCase::problem() const {
             .head_dim = variant.head_dim,
             .head_dim_v = head_dim_v,
             .dtype = variant.dtype,
-            .page_size = variant.page_size};
+            .page_size = variant.page_size,
+            .scale = scale,
+            .softcap = softcap};
 }
 
 std::int64_t DecodeCase::row_of(std::int64_t position) const {
@@ -115,6 +117,7 @@ DecodeCase build_case(const CaseSpec& spec, const Variant& variant, const BuildO
     built.seed = spec.seed;
     built.variant = variant;
     built.counts = count(spec);
+    built.head_dim_v = spec.head_dim_v, built.scale = spec.scale, built.softcap = spec.softcap;
     if (options.runs_without_pages && variant.layout == Layout::contiguous && variant.page_size == 1) built.variant.page_size = 0;
 
     // Nodes never share a page: each begins at the first slot of its first page.

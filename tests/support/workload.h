@@ -53,6 +53,8 @@ struct CaseSpec {
     std::vector<std::pair<std::int32_t, std::int32_t>> heads = {{32, 8}};  // q, kv
     std::vector<std::int32_t> page_sizes = {1};
     std::vector<Layout> layouts = {Layout::random};
+    std::int32_t head_dim_v = 0;   // 0 = head_dim
+    float scale = 0, softcap = 0;  // as in DecodeProblem
     Check check;
 
     std::vector<Variant> variants() const;
@@ -76,6 +78,7 @@ struct DecodeCase {
     std::uint64_t seed = 1;
     Variant variant;
     std::int32_t head_dim_v = 0;  // 0 = variant.head_dim
+    float scale = 0, softcap = 0;
     Forest forest;
     TreeCounts counts;
     std::vector<std::int32_t> request_nodes;  // by request (row of Q); Forest::kNoNode never comes from a file
@@ -89,7 +92,8 @@ struct DecodeCase {
     std::int64_t kv_bytes() const;  // of both tensors
 };
 
-/// Throws Error{kIo} if the file cannot be read or is not a decode workload; the text names file, case and field.
+/// A workload file, or (.jsonl) a recorded trace: each of its problems is a case T1, T2, …, of the target's set. Throws Error{kIo}
+/// if the file cannot be read or is not a decode workload; the text names file, case and field.
 std::vector<CaseSpec> load_workload(const std::filesystem::path& file);
 
 /// Throws Error{kInternal} naming case, quantity, both numbers, if the tree differs from the file's check integers.

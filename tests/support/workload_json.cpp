@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // The JSON side of workload.h, apart because the JSON header is the slowest thing to compile here.
+#include <algorithm>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "engine/trace.h"
 #include "sapwood/error.h"
 #include "support/workload.h"
 
@@ -113,9 +115,37 @@ CaseSpec read_case(const json& entry, const json& defaults) {
     return spec;
 }
 
+std::vector<CaseSpec> cases_of(const std::vector<TraceProblem>& trace) {
+    std::vector<CaseSpec> specs;
+    for (const TraceProblem& record : trace) {
+        const DecodeProblem& problem = record.problem;
+        CaseSpec spec;
+        spec.name.append("T").append(std::to_string(specs.size() + 1));
+        spec.set = record.target;
+        spec.note = "launched " + std::to_string(record.launched) + " times";
+        spec.seed = specs.size() + 1;
+        spec.dtypes = {problem.dtype};
+        spec.head_dims = {problem.head_dim};
+        spec.heads = {{problem.q_heads, problem.kv_heads}};
+        // Without a page table: contiguous pages of one token, which BuildOptions::runs_without_pages then leaves out.
+        spec.page_sizes = {std::max(1, problem.page_size)};
+        spec.layouts = {problem.page_size == 0 ? Layout::contiguous : Layout::random};
+        spec.head_dim_v = problem.head_dim_v, spec.scale = problem.scale, spec.softcap = problem.softcap;
+        std::vector<std::int32_t> first;  // node of each of the trace's
+        for (const TraceNode& node : record.tree) {
+            first.push_back(static_cast<std::int32_t>(spec.nodes.size()));
+            const std::int32_t parent = node.parent < 0 ? -1 : first[static_cast<std::size_t>(node.parent)];
+            spec.nodes.insert(spec.nodes.end(), static_cast<std::size_t>(node.copies), {parent, node.tokens, node.requests});
+        }
+        specs.push_back(std::move(spec));
+    }
+    return specs;
+}
+
 }  // namespace
 
 std::vector<CaseSpec> load_workload(const std::filesystem::path& file) {
+    if (file.extension() == ".jsonl") return cases_of(read_trace(file));
     std::ifstream in(file);
     if (!in) fail("cannot read the workload file " + file.string());
     std::string where = file.string();

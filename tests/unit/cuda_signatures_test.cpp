@@ -60,6 +60,7 @@ static_assert(kFunctionCarveout == CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CAR
 static_assert(kCarveoutMaxShared == CU_SHAREDMEM_CARVEOUT_MAX_SHARED && kStreamNonBlocking == CU_STREAM_NON_BLOCKING);
 static_assert(kEventDefault == CU_EVENT_DEFAULT && kHostAllocPortable == CU_MEMHOSTALLOC_PORTABLE);
 static_assert(kCaptureNone == CU_STREAM_CAPTURE_STATUS_NONE && kCaptureThreadLocal == CU_STREAM_CAPTURE_MODE_THREAD_LOCAL);
+static_assert(kCaptureRelaxed == CU_STREAM_CAPTURE_MODE_RELAXED);
 
 }  // namespace
 }  // namespace sapwood::cuda

@@ -238,6 +238,24 @@ TEST_CASE("disk cache: list tells good from bad, collect takes the least recentl
     CHECK(!fs::is_empty(root / "v1" / "locks"));
 }
 
+TEST_CASE("disk cache: collection by age takes what was not used for so long, whatever the size") {
+    test::TempDir dir;
+    test::FakeCompiler compiler;
+    const auto path_of = [&](const char* source) {
+        return test::entry_path(dir.path(), content_digest(test::request_for(source), compiler.identity()));
+    };
+    for (const char* source : {"a", "b", "c"}) DiskCache(dir.path()).get_or_compile(test::request_for(source), compiler);
+    const std::uint64_t one = DiskCache(dir.path()).list(false)[0].bytes;
+    set_age(path_of("a"), 24h * 40);
+    set_age(path_of("b"), 24h * 20);
+    CHECK(DiskCache(dir.path()).collect(1 << 30, 24h * 30) == one);
+    CHECK(!fs::exists(path_of("a")));
+    CHECK(DiskCache(dir.path()).collect(one, 24h * 30) == one);  // the size counts as well
+    CHECK(!fs::exists(path_of("b")));
+    CHECK(DiskCache(dir.path()).collect(1 << 30, 24h * 30) == 0);
+    CHECK(fs::exists(path_of("c")));
+}
+
 TEST_CASE("disk cache: once a day a publish brings a cache past its cap down to 80 % and sweeps what killed processes left") {
     test::TempDir dir;
     test::FakeCompiler compiler;

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernel/key_text.h"
+
+#include <doctest/doctest.h>
+
+#include "sapwood/error.h"
+
+using namespace sapwood;
+
+TEST_CASE("key text: every key comes back from its text, and nothing else does") {
+    for (const DType dtype : {DType::fp16, DType::bf16}) {
+        for (const int page : {0, 1, 128}) {
+            for (const float softcap : {0.f, 30.f}) {
+                for (const float scale : {0.1f, -0.1f}) {
+                    const DecodeProblem problem = {.q_heads = 64,
+                                                   .kv_heads = 4,
+                                                   .head_dim = 192,
+                                                   .head_dim_v = 128,
+                                                   .dtype = dtype,
+                                                   .page_size = page,
+                                                   .scale = scale,
+                                                   .softcap = softcap};
+                    const KernelKey key = decode_key(
+                        problem,
+                        {.mainloop = Mainloop::wgmma, .warps = 8, .producers = 4, .block_kv = 128, .stages = 12, .blocks = 2},
+                        "sm_120a");
+                    CHECK(parse_key(key.to_string()) == key);
+                    const KernelKey again = decode_key(problem_of(key), config_of(key), "sm_120a");
+                    CHECK(again == key);
+                }
+            }
+        }
+    }
+    const std::string good = "decode/bf16/d128/v128/g4/page16/cap0/mma/w8/p4/kv64/s6/b1/sm_90a";
+    CHECK(parse_key(good).to_string() == good);
+    for (std::size_t at = 0; at < good.size(); ++at) {
+        std::string bad = good;
+        bad.erase(at, 1);
+        try {
+            const std::string back = parse_key(bad).to_string();
+            CHECK(back == bad);  // "d18" is a key that nothing can run, but a key
+        } catch (const Error& error) {
+            CHECK(error.code() == ErrorCode::kInvalidArgument);
+        }
+    }
+    for (const char* bad : {"", "decode", "decode/bf16/d128/v128/g4/page16/cap0/mma/w8/p4/kv64/s6/b1/sm_90a/", "/d1//",
+                            "decode/bf16/d128/v128/g4/page16/cap0/mma/w264/p4/kv64/s6/b1/sm_90a"})
+        CHECK_THROWS_AS(parse_key(bad), Error);
+}

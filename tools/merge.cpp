@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// sapwood merge: joins files of one kind. Each kind has a row in kKinds: what its inputs look like, and how they are joined.
+#include "base/publish.h"
+#include "common.h"
+#include "jit/bundle.h"
+
+namespace sapwood::tool {
+namespace {
+
+struct Options {
+    std::vector<std::string> inputs;
+    std::string out;
+};
+
+int merge_bundles(const Options& options) {
+    std::vector<jit::BundleContents> bundles;
+    for (const std::string& input : options.inputs) {
+        std::string fault;
+        const auto bundle = jit::Bundle::open(input, &fault);
+        if (bundle == nullptr) throw Stop{kUsage, input + ": " + fault};
+        bundles.push_back(bundle->contents());
+    }
+    const jit::MergedBundle merged = jit::merge_bundles(bundles);
+    const std::vector<std::byte> bytes = jit::encode_bundle(merged.contents);
+    if (const PublishResult written = replace_file(options.out, bytes); !written) throw Stop{kUsage, written.text()};
+    for (const std::string& conflict : merged.conflicts) std::printf("conflict     %s\n", conflict.c_str());
+    std::printf("%s: %zu kernels, %zu attachments, %zu conflicts, %s\ndigest %s\n", options.out.c_str(),
+                merged.contents.kernels.size(), merged.contents.attachments.size(), merged.conflicts.size(),
+                bytes_text(static_cast<double>(bytes.size())).c_str(),
+                to_hex(digest_of(std::span(bytes).first(bytes.size() - sizeof(Digest)))).c_str());
+    return kOk;
+}
+
+struct Kind {
+    const char* name;
+    bool (*is)(const std::string& input);
+    int (*merge)(const Options& options);
+};
+
+constexpr Kind kKinds[] = {
+    {"bundle (.swb)", [](const std::string& input) { return input.ends_with(".swb"); }, merge_bundles},
+};
+
+int merge(const Options& options) {
+    std::string names;
+    for (const Kind& kind : kKinds) {
+        if (std::all_of(options.inputs.begin(), options.inputs.end(), kind.is)) return kind.merge(options);
+        names += std::string(names.empty() ? "" : ", ") + kind.name;
+    }
+    throw Stop{kUsage, "the inputs must all be of one kind: " + names};
+}
+
+}  // namespace
+
+void add_merge(CLI::App& app, Action& action) {
+    auto options = std::make_shared<Options>();
+    CLI::App* sub =
+        app.add_subcommand("merge", "join bundles into one; the first of two that differ stays, and the conflict is listed");
+    sub->add_option("inputs", options->inputs, "files to join")->required()->check(CLI::ExistingPath);
+    sub->add_option("--out", options->out, "file to write")->required();
+    sub->callback([options, &action] { action = [options] { return merge(*options); }; });
+}
+
+}  // namespace sapwood::tool
