@@ -112,11 +112,17 @@ void DecodePlan::Impl::plan(const Forest& forest, const ForestOrder& order, cons
 
 std::unique_ptr<DecodePlan::Impl> make_decode_plan(const DecodeProblem& asked_problem, const Forest& forest,
                                                    const DecodeConfig& config, const DecodeLimits& asked, const Limits& limits) {
+    const DecodeProblem problem = complete(asked_problem);
+    return make_decode_plan(problem, forest, order_of(forest), choose_config(problem, config, limits), asked, limits);
+}
+
+std::unique_ptr<DecodePlan::Impl> make_decode_plan(const DecodeProblem& problem, const Forest& forest, const ForestOrder& order,
+                                                   const DecodeConfig& config, const DecodeLimits& asked, const Limits& limits) {
     auto plan = std::make_unique<DecodePlan::Impl>();
-    plan->problem = complete(asked_problem);
+    plan->problem = problem;
     plan->limits = limits;
-    plan->config = choose_config(plan->problem, config, limits);
-    plan->plan(forest, order_of(forest), &asked);
+    plan->config = config;
+    plan->plan(forest, order, &asked);
     return plan;
 }
 
@@ -154,6 +160,7 @@ const DecodeProblem& DecodePlan::problem() const noexcept { return impl_->proble
 
 DecodePlanInfo DecodePlan::info() const {
     DecodePlanInfo info = impl_->info;
+    info.tuned = impl_->tuned;
     // Patched lengths: the totals that follow from them alone.
     const double bytes = static_cast<double>(impl_->grown_tokens) * impl_->problem.kv_heads * 2.0 *
                          (impl_->problem.head_dim + impl_->problem.head_dim_v);

@@ -18,6 +18,7 @@ struct DecodePlan::Impl {
     WorkCounts capacity;
     WorkList list;
     DecodePlanInfo info;
+    TuneMatch tuned = TuneMatch::none;  // where `config` comes from
     std::string key;
 
     std::uint64_t forest_identity = 0, forest_structure = 0;
@@ -37,5 +38,8 @@ struct DecodePlan::Impl {
 /// A complete plan, configuration chosen where `config` leaves it open.
 std::unique_ptr<DecodePlan::Impl> make_decode_plan(const DecodeProblem& problem, const Forest& forest, const DecodeConfig& config,
                                                    const DecodeLimits& asked, const Limits& limits);
+/// The same where the order of the forest, a complete() problem and a legal configuration are there already.
+std::unique_ptr<DecodePlan::Impl> make_decode_plan(const DecodeProblem& problem, const Forest& forest, const ForestOrder& order,
+                                                   const DecodeConfig& config, const DecodeLimits& asked, const Limits& limits);
 
 }  // namespace sapwood

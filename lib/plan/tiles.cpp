@@ -72,6 +72,11 @@ abi::DecodeShape shape_of(const DecodeProblem& problem, const DecodeConfig& conf
             .stages = static_cast<unsigned>(config.stages)};
 }
 
+RegisterEstimate register_estimate(const DecodeProblem& problem, const DecodeConfig& config, const Limits& limits) {
+    return {.needed = registers_needed(shape_of(problem, config)),
+            .available = registers_a_thread(config, limits) + registers_moved(config, limits)};
+}
+
 std::string why_illegal(const DecodeProblem& problem, const DecodeConfig& config, const Limits& limits) {
     if (!one_of(config.warps, {4, 8})) return "warps " + std::to_string(config.warps) + " is not 4 or 8";
     if (!one_of(config.block_kv, {32, 64, 128})) return "block_kv " + std::to_string(config.block_kv) + " is not 32, 64 or 128";
@@ -92,9 +97,8 @@ std::string why_illegal(const DecodeProblem& problem, const DecodeConfig& config
         return std::to_string(config.blocks) + " blocks of " + std::to_string(shared) + " bytes do not fit the " +
                std::to_string(limits.max_shared_sm) + " bytes of shared memory of an SM";
     }
-    const int registers = registers_a_thread(config, limits) + registers_moved(config, limits);
-    if (registers_needed(shape) > registers) {
-        return "needs about " + std::to_string(registers_needed(shape)) + " registers a thread; " + std::to_string(registers) +
+    if (const RegisterEstimate registers = register_estimate(problem, config, limits); registers.needed > registers.available) {
+        return "needs about " + std::to_string(registers.needed) + " registers a thread; " + std::to_string(registers.available) +
                " are left with " + std::to_string(config.blocks) + " blocks an SM";
     }
     return {};
@@ -129,6 +133,22 @@ DecodeConfig choose_config(const DecodeProblem& problem, const DecodeConfig& ask
     raise(asked.to_string() == DecodeConfig{}.to_string() ? ErrorCode::kUnsupportedDevice : ErrorCode::kInvalidProblem,
           "no decode configuration for head dims " + std::to_string(problem.head_dim) + "/" + std::to_string(problem.head_dim_v) +
               " runs on " + limits.target + ": " + reason);
+}
+
+const char* tune_match_name(TuneMatch match) noexcept {
+    switch (match) {
+        case TuneMatch::none:
+            return "none";
+        case TuneMatch::exact:
+            return "exact";
+        case TuneMatch::near_bucket:
+            return "near bucket";
+        case TuneMatch::other_gpu:
+            return "other GPU";
+        case TuneMatch::fallback:
+            return "default";
+    }
+    return "unknown";
 }
 
 std::string DecodeConfig::to_string() const {

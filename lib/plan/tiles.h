@@ -17,6 +17,12 @@ inline int group_of(const DecodeProblem& problem) { return problem.q_heads / pro
 
 abi::DecodeShape shape_of(const DecodeProblem& problem, const DecodeConfig& config);
 
+/// Registers of a compute thread: what the kernel is expected to need, and what is left to it with this many threads on an SM.
+struct RegisterEstimate {
+    int needed = 0, available = 0;
+};
+RegisterEstimate register_estimate(const DecodeProblem& problem, const DecodeConfig& config, const Limits& limits);
+
 /// Why this configuration cannot run on this device, with numbers; empty if it can.
 std::string why_illegal(const DecodeProblem& problem, const DecodeConfig& config, const Limits& limits);
 
