@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "cuda/sm_table.h"
+#include "tune/config_fields.h"
 
 namespace sapwood::tool {
 
@@ -61,20 +62,13 @@ std::uint64_t parse_bytes(const std::string& given) {
 
 DecodeConfig parse_config(const std::string& given) {
     DecodeConfig config;
-    const std::pair<const char*, std::int32_t*> fields[] = {{"warps", &config.warps},       {"producers", &config.producers},
-                                                            {"block_kv", &config.block_kv}, {"stages", &config.stages},
-                                                            {"blocks", &config.blocks},     {"split", &config.split}};
     for (std::size_t at = 0; at < given.size();) {
-        const std::size_t end = std::min(given.find(',', at), given.size()), equals = given.find('=', at);
-        bool known = false;
-        for (const auto& [name, field] : fields) {
-            if (equals >= end || given.compare(at, equals - at, name) != 0) continue;
-            *field = std::atoi(given.c_str() + equals + 1);
-            known = true;
+        const std::size_t end = std::min(given.find(',', at), given.size()), equals = std::min(given.find('=', at), end);
+        if (equals == end || !tune::set_field(config, given.substr(at, equals - at), std::atoi(given.c_str() + equals + 1))) {
+            std::string names;
+            for (const tune::ConfigField& field : tune::config_fields()) names += std::string(names.empty() ? "" : ", ") + field.name + "=";
+            throw Stop{kUsage, "'" + given.substr(at, end - at) + "' in --config: write " + names};
         }
-        if (!known)
-            throw Stop{kUsage, "'" + given.substr(at, end - at) +
-                                   "' in --config: write warps=, producers=, block_kv=, stages=, blocks=, split="};
         at = end + 1;
     }
     return config;

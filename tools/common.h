@@ -79,5 +79,7 @@ void add_inspect(CLI::App& app, Action& action);
 void add_doctor(CLI::App& app, Action& action);
 void add_cache(CLI::App& app, Action& action);
 void add_demo(CLI::App& app, Action& action);
+void add_tune(CLI::App& app, Action& action);
+void add_merge_db(CLI::App& app, Action& action);
 
 }  // namespace sapwood::tool

@@ -23,6 +23,11 @@ struct EngineOptions {
     std::uint64_t host_schedule_seed = 0;
     /// host target: blocks that run at the same time; 0 = one a core.
     unsigned host_threads = 0;
+    /// "read": configurations that a caller leaves open come from the tuning database; "off": from the planner. Empty =
+    /// SAPWOOD_TUNE, else "read".
+    std::string tune;
+    /// Tuning database. Empty = SAPWOOD_TUNE_DIR, else v1/tune in the cache directory. Records that are embedded come after it.
+    std::filesystem::path tune_dir;
 };
 
 /// What is known of the kernel of a plan once it is prepared.
@@ -39,6 +44,8 @@ struct KernelReport {
 struct EngineStats {
     std::uint64_t launches = 0, compiles = 0, disk_hits = 0, memory_hits = 0, misses_after_seal = 0;
     double compile_ms = 0;
+    /// Plans by where their configuration came from (DecodePlanInfo::tuned), and records that could not run here.
+    std::uint64_t tune_exact = 0, tune_near = 0, tune_other_gpu = 0, tune_default = 0, tune_rejected = 0;
 };
 
 /// Plans, compiles, caches and launches. Thread-safe; one engine a device is the normal use.
@@ -69,6 +76,7 @@ public:
     std::string device_name() const;
     std::string describe_cache() const;  ///< root and health
     EngineStats stats() const;
+    std::string describe_tuning() const;  ///< records and digest; equal digests on all ranks choose alike
 
     /// The rendered source of the plan's kernel.
     std::string source(const DecodePlan& plan) const;

@@ -12,6 +12,7 @@
 #include "engine/kernel_table.h"
 #include "engine/plan_buffers.h"
 #include "engine/target.h"
+#include "engine/tuning.h"
 #include "host/host.h"
 #include "jit/disk_cache.h"
 #include "kernel/render.h"
@@ -33,6 +34,7 @@ struct Engine::Impl {
     EngineOptions options;
     TargetSetup setup;
     jit::DiskCache cache;
+    Tuning tuning;
     OnceCache<KernelKey, Kernel> building;
     KernelTable table;
     std::atomic<bool> sealed{false};
@@ -44,7 +46,8 @@ struct Engine::Impl {
           setup(open_target(options)),
           cache(options.disk_cache && env::get("SAPWOOD_DISK_CACHE").value_or("1") != "0"
                     ? std::optional<std::filesystem::path>(options.cache_dir)
-                    : std::nullopt) {}
+                    : std::nullopt),
+          tuning(options, setup, cache.root()) {}
 
     std::shared_ptr<const jit::Artifact> artifact(const KernelKey& key, jit::Origin* origin) {
         auto result = cache.get_or_compile(render(key), *setup.compiler, origin);
@@ -126,7 +129,7 @@ Engine::~Engine() = default;
 
 DecodePlan Engine::plan_decode(const DecodeProblem& problem, const Forest& forest, const DecodeConfig& config,
                                const DecodeLimits& limits) {
-    auto plan = make_decode_plan(problem, forest, config, limits, impl_->setup.limits);
+    auto plan = impl_->tuning.plan(problem, forest, config, limits, impl_->setup.limits);
     plan->key = decode_key(plan->problem, plan->config, impl_->setup.target).to_string();
     return DecodePlan(std::move(plan));
 }
@@ -205,13 +208,18 @@ std::string Engine::describe_cache() const {
 }
 
 EngineStats Engine::stats() const {
-    return {.launches = impl_->launches,
-            .compiles = impl_->compiles,
-            .disk_hits = impl_->disk_hits,
-            .memory_hits = impl_->memory_hits,
-            .misses_after_seal = impl_->misses_after_seal,
-            .compile_ms = static_cast<double>(impl_->compile_us) / 1000.0};
+    EngineStats stats = {.launches = impl_->launches,
+                         .compiles = impl_->compiles,
+                         .disk_hits = impl_->disk_hits,
+                         .memory_hits = impl_->memory_hits,
+                         .misses_after_seal = impl_->misses_after_seal,
+                         .compile_ms = static_cast<double>(impl_->compile_us) / 1000.0};
+    impl_->tuning.count_into(stats);
+    return stats;
 }
+
+std::string Engine::describe_tuning() const { return impl_->tuning.describe(); }
+const TargetSetup& setup_of(Engine& engine) { return engine.impl().setup; }
 
 std::string Engine::source(const DecodePlan& plan) const {
     const DecodePlan::Impl& host = plan.impl();
