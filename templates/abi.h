@@ -14,7 +14,9 @@ struct alignas(16) Chunk {
     unsigned short row_begin;  // row_begin == row_end: padding, nothing is loaded
     unsigned short row_end;
     unsigned tokens;  // valid keys, 1..16 (0 for padding)
-    unsigned reserved;
+    // Of its tile, row_begin | row_end << 16 like the two above. A tile's first chunk: rows that see every key of the tile (none if
+    // one is not there). Its second: the hull of the rows that see some.
+    unsigned tile_rows;
 };
 
 /// A run of chunks and the contiguous requests that attend them, for one KV head at a time. Chunks are padded to whole tiles.

@@ -20,7 +20,7 @@ struct Options {
     JsonLines json;
     std::string target = "cuda", config, modes = "cold,warm,rotate", exact_limit = "8GB", cache;
     double bandwidth = 3.0, budget = 2.0;
-    bool check = false;
+    bool check = false, no_overlap = false;
     std::int32_t check_requests = 24;
 };
 
@@ -159,7 +159,7 @@ int bench(Options& options) {
     const auto items = options.cases.items();
     if (cuda::device_count() == 0)
         throw Stop{kNotPossible, "bench needs a GPU: " + cuda::driver_problem() + ". `sapwood run` runs on the host target"};
-    Engine engine({.target = options.target, .cache_dir = options.cache});
+    Engine engine({.target = options.target, .cache_dir = options.cache, .overlap_launches = !options.no_overlap});
     const DevicePtr device = device_of(options.target, engine.has_device());
     if (!device) throw Stop{kNotPossible, "bench needs a GPU target, not " + options.target};
     std::FILE* notes = options.json.to_stdout() ? stderr : stdout;
@@ -258,6 +258,7 @@ void add_bench(CLI::App& app, Action& action) {
     sub->add_option("--bandwidth", options->bandwidth, "TB/s of the floor")->capture_default_str();
     sub->add_option("--budget", options->budget, "seconds of GPU time a case, all modes together")->capture_default_str();
     sub->add_flag("--check", options->check, "compare a subset of the requests with the fp64 oracle after timing");
+    sub->add_flag("--no-overlap", options->no_overlap, "no programmatic dependent launches: each call starts after the one before");
     sub->add_option("--check-requests", options->check_requests, "how many requests to compare")->capture_default_str();
     sub->add_option("--config", options->config, "tile sizes, as warps=4,block_kv=64,stages=3,blocks=2");
     sub->add_option("--exact-limit", options->exact_limit,

@@ -64,10 +64,11 @@ DecodeConfig parse_config(const std::string& given) {
     DecodeConfig config;
     for (std::size_t at = 0; at < given.size();) {
         const std::size_t end = std::min(given.find(',', at), given.size()), equals = std::min(given.find('=', at), end);
-        if (equals == end || !tune::set_field(config, given.substr(at, equals - at), std::atoi(given.c_str() + equals + 1))) {
+        if (equals == end || !tune::set_field(config, given.substr(at, equals - at), given.substr(equals + 1, end - equals - 1))) {
             std::string names;
-            for (const tune::ConfigField& field : tune::config_fields()) names += std::string(names.empty() ? "" : ", ") + field.name + "=";
-            throw Stop{kUsage, "'" + given.substr(at, end - at) + "' in --config: write " + names};
+            for (const tune::ConfigField& field : tune::config_fields())
+                names += std::string(names.empty() ? "" : ", ") + field.name + "=";
+            throw Stop{kUsage, "'" + given.substr(at, end - at) + "' in --config: write " + names + " with mainloop mma or wgmma"};
         }
         at = end + 1;
     }

@@ -20,7 +20,7 @@ struct TuneArgs {
     bool exhaustive = false, fresh = false, worker = false;
     bool simulate = false;       // a device made of the cost model and noise: to test all but the measuring without a GPU
     std::string simulate_crash;  // a configuration that kills its process there
-    int top_k = 12, per_bucket = 6;
+    int top_k = 32, per_bucket = 6;
     double hang_s = 60;
     JsonLines json;
 };

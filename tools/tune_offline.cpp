@@ -97,7 +97,7 @@ int tune_offline(const TuneArgs& args) {
                 tune::apply_compiled(device, compiled.registers, compiled.spill_bytes, candidate);
                 continue;
             }
-            candidate.status = "compile-failed";
+            candidate.status = "build-failed";
             candidate.reason = compiled.failure;
             ++failed;
         }

@@ -23,14 +23,21 @@ struct DecodeProblem {
     float softcap = 0;            ///< 0 = none; else score = softcap * tanh(score / softcap), after the scale
 };
 
+/// Who multiplies in a decode kernel: single warps (mma.sync, every SM), or warpgroups (wgmma, sm_90a and the host target; head dims
+/// 64 and 128).
+enum class Mainloop : std::uint8_t { choose = 0, mma = 1, wgmma = 2 };
+const char* mainloop_name(Mainloop mainloop) noexcept;  ///< "mma", "wgmma"; "choose"
+
 /// Tile sizes of the kernel: named values, never an index. 0 = chosen by the planner.
 struct DecodeConfig {
+    Mainloop mainloop = Mainloop::choose;
     std::int32_t warps = 0;      ///< compute warps a block; block_q = 16 * warps query rows
     std::int32_t producers = 0;  ///< copy warps a block
     std::int32_t block_kv = 0;   ///< keys a stage: 32, 64 or 128
     std::int32_t stages = 0;     ///< ring depth
     std::int32_t blocks = 0;     ///< resident blocks an SM
     std::int32_t split = 0;      ///< work items a block aimed at by the splitter
+    std::int32_t rows = 0;       ///< most query rows that share a work item, up to 16 * warps; fewer are easier to balance, more re-read less
 
     std::string to_string() const;
 };

@@ -17,7 +17,7 @@ namespace sapwood {
 struct TuneCandidate {
     DecodeConfig config;
     /// "ok", or what ended its way: "pruned:shape", "pruned:smem", "pruned:registers", "pruned:occupancy", "pruned:same-plan",
-    /// "pruned:caller", "pruned:rank", "pruned:spill", "compile-failed", "wrong", "crash", "unmeasured" (time was up).
+    /// "pruned:caller", "pruned:rank", "pruned:spill", "build-failed", "wrong", "crash", "unmeasured" (time was up).
     std::string status = "ok";
     std::string reason;  ///< with numbers
 
@@ -59,7 +59,7 @@ struct TuneOptions {
     std::function<std::string(const TuneCandidate&)> prune;         ///< a reason drops the candidate; runs after the resource model
     std::function<double(const TuneCandidate&)> cost;               ///< microseconds, in place of the cost model
     std::function<void(const TuneCandidate&, int round)> progress;  ///< told before each candidate's stage
-    int top_k = 12;           ///< measured by cost, besides the default and the neighbours' best
+    int top_k = 32;           ///< measured by cost, besides the default and the neighbours' best
     bool exhaustive = false;  ///< measure all that can run
     double seconds = 0;       ///< give up measuring after so long and decide on what there is; 0 = no limit
     TunePolicy policy;

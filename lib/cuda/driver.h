@@ -35,6 +35,23 @@ inline constexpr int kAttributeSms = 16, kAttributeL2Bytes = 38, kAttributeThrea
 inline constexpr int kFunctionMaxThreads = 0, kFunctionStaticShared = 1, kFunctionMaxDynamicShared = 8, kFunctionCarveout = 9;
 inline constexpr int kCarveoutMaxShared = 100;
 
+// CUlaunchAttributeID.
+inline constexpr int kLaunchOverlap = 6;  // CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+
+/// CUlaunchAttribute: an id, then a union of 64 bytes that starts with the value.
+struct LaunchAttribute {
+    int id = 0, reserved = 0;
+    int value = 0;
+    int rest[15] = {};
+};
+/// CUlaunchConfig.
+struct LaunchConfig {
+    unsigned grid_x = 1, grid_y = 1, grid_z = 1, block_x = 1, block_y = 1, block_z = 1, shared_bytes = 0;
+    Stream stream = nullptr;
+    LaunchAttribute* attributes = nullptr;
+    unsigned attribute_count = 0;
+};
+
 inline constexpr unsigned kStreamNonBlocking = 1, kEventDefault = 0, kHostAllocPortable = 1;
 inline constexpr int kCaptureNone = 0;         // CUstreamCaptureStatus
 inline constexpr int kCaptureThreadLocal = 1;  // CUstreamCaptureMode
@@ -92,7 +109,9 @@ inline constexpr int kCaptureThreadLocal = 1;  // CUstreamCaptureMode
     X(cuGraphDestroy, 10000, (Graph graph))
 
 // Null where the driver is older than the function.
-#define SAPWOOD_DRIVER_OPTIONAL_FUNCTIONS(X) X(cuFuncLoad, 12040, (Function function))
+#define SAPWOOD_DRIVER_OPTIONAL_FUNCTIONS(X)    \
+    X(cuFuncLoad, 12040, (Function function))   \
+    X(cuLaunchKernelEx, 11060, (const LaunchConfig* config, Function function, void** parameters, void** extra))
 
 namespace detail {
 extern std::atomic<bool> forked_after_init;

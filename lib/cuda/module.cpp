@@ -89,6 +89,7 @@ void CudaKernel::configure(const DeviceInfo& info, const jit::Artifact& artifact
         fail(result, "cuModuleGetFunction", "entry \"" + artifact.entry + "\" of kernel " + artifact.name);
     // Under lazy loading (the driver's default) the code goes to the device only now; older drivers do it in the call above.
     if (api.cuFuncLoad != nullptr) check(api.cuFuncLoad(function_), "cuFuncLoad");
+    can_overlap_ = info.major >= 9 && api.cuLaunchKernelEx != nullptr;
     int static_shared = 0;
     check(api.cuFuncGetAttribute(&static_shared, kFunctionStaticShared, function_), "cuFuncGetAttribute");
     check(api.cuFuncGetAttribute(&max_threads_, kFunctionMaxThreads, function_), "cuFuncGetAttribute");
@@ -115,7 +116,15 @@ void CudaKernel::launch(const jit::LaunchShape& shape, const void* params, std::
                         void* stream) {
     const Api& api = context_->api;
     void* arguments[] = {const_cast<void*>(params)};  // the driver copies from it before it returns
+    LaunchAttribute overlap = {.id = kLaunchOverlap, .value = 1};
+    const LaunchConfig config = {.grid_x = shape.grid,
+                                 .block_x = shape.block,
+                                 .shared_bytes = shape.shared_bytes,
+                                 .stream = static_cast<Stream>(stream),
+                                 .attributes = &overlap,
+                                 .attribute_count = 1};
     const auto enqueue = [&] {
+        if (shape.overlap && can_overlap_) return api.cuLaunchKernelEx(&config, function_, arguments, nullptr);
         return api.cuLaunchKernel(function_, shape.grid, 1, 1, shape.block, 1, 1, shape.shared_bytes, static_cast<Stream>(stream),
                                   arguments, nullptr);
     };

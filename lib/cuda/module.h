@@ -43,6 +43,7 @@ private:
     std::string name_;
     std::uint32_t allowed_shared_ = 0;  // dynamic bytes a launch may ask
     int max_threads_ = 0;               // a block, as the compiler bounded it
+    bool can_overlap_ = false;          // the device and the driver know dependent launches
 };
 
 }  // namespace sapwood::cuda

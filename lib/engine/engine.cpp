@@ -188,7 +188,8 @@ void Engine::launch(DecodePlan& plan, const DecodeTensors& tensors, void* stream
     bind(host.problem, tensors, params);
     const jit::LaunchShape shape = {.grid = static_cast<std::uint32_t>(host.grid()),
                                     .block = threads_of(buffers.kernel()->key),
-                                    .shared_bytes = shared_bytes_of(buffers.kernel()->key)};
+                                    .shared_bytes = shared_bytes_of(buffers.kernel()->key),
+                                    .overlap = impl_->options.overlap_launches};
     buffers.kernel()->loaded->launch(shape, &params, sizeof(params), stream);
     impl_->launches.fetch_add(1, std::memory_order_relaxed);
 }

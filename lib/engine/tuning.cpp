@@ -44,7 +44,7 @@ Tuning::Tuning(const EngineOptions& options, const TargetSetup& setup, const std
 DecodeConfig Tuning::choose(const DecodeProblem& problem, const ForestOrder& order, const DecodeConfig& config,
                             const Limits& limits, TuneMatch& match) {
     bool open = false;
-    for (const tune::ConfigField& field : tune::config_fields()) open |= field.in_kernel && config.*field.member == 0;
+    for (const tune::ConfigField& field : tune::config_fields()) open |= field.in_kernel && field.get(config) == 0;
     if (open && mode_ != "off") {
         tune::Lookup lookup;
         if (database_) lookup = database_->find(tune::bucket_of(problem, tune::sizes_of(problem, order)), problem, config);

@@ -11,6 +11,9 @@ struct LaunchShape {
     std::uint32_t grid = 1;          // blocks
     std::uint32_t block = 32;        // threads a block
     std::uint32_t shared_bytes = 0;  // dynamic shared memory a block
+    /// May start while the kernel before it on the stream still runs: the kernel waits by itself before it touches what that one
+    /// may read or write (programmatic dependent launch). Ignored where the device or the driver has no such thing.
+    bool overlap = false;
 };
 
 class LoadedKernel {

@@ -11,7 +11,8 @@ std::string KernelKey::to_string() const {
     const auto number = [](unsigned value) { return std::to_string(value); };
     return "decode/" + std::string(dtype_name(static_cast<DType>(dtype))) + "/d" + number(head_dim) + "/v" + number(head_dim_v) +
            "/g" + number(group) + "/page" + number(page_size) +
-           (score == static_cast<unsigned>(Score::negated) ? "/neg" : "/cap" + number(score)) + "/w" + number(warps) + "/p" +
+           (score == static_cast<unsigned>(Score::negated) ? "/neg" : "/cap" + number(score)) + "/" +
+           mainloop_name(static_cast<Mainloop>(mainloop)) + "/w" + number(warps) + "/p" +
            number(producers) + "/kv" + number(block_kv) + "/s" + number(stages) + "/b" + number(blocks) + "/" +
            std::string(target.data());
 }
@@ -28,6 +29,7 @@ KernelKey decode_key(const DecodeProblem& problem, const DecodeConfig& config, c
     key.head_dim_v = static_cast<std::uint16_t>(problem.head_dim_v);
     key.group = static_cast<std::uint16_t>(group_of(problem));
     key.block_kv = static_cast<std::uint16_t>(config.block_kv);
+    key.mainloop = static_cast<std::uint8_t>(config.mainloop);
     key.warps = static_cast<std::uint8_t>(config.warps);
     key.producers = static_cast<std::uint8_t>(config.producers);
     key.stages = static_cast<std::uint8_t>(config.stages);

@@ -28,7 +28,8 @@ struct KernelKey {
     std::uint16_t group = 0;
     std::uint16_t block_kv = 0;
     std::uint8_t warps = 0, producers = 0, stages = 0, blocks = 0;
-    std::array<char, 16> target{};  // "sm_90a", "host"; zero padded
+    std::uint8_t mainloop = 0;      // Mainloop
+    std::array<char, 15> target{};  // "sm_90a", "host"; zero padded
 
     bool operator==(const KernelKey& other) const { return std::memcmp(this, &other, sizeof(KernelKey)) == 0; }
     bool operator<(const KernelKey& other) const { return std::memcmp(this, &other, sizeof(KernelKey)) < 0; }

@@ -74,6 +74,7 @@ jit::CompileRequest render(const KernelKey& key) {
                                                       {"element", key.dtype == static_cast<int>(DType::fp16) ? "Fp16" : "Bf16"},
                                                       {"kv_source", kv_source},
                                                       {"score", score_policy(static_cast<Score>(key.score))},
+                                                      {"mainloop", mainloop_name(static_cast<Mainloop>(key.mainloop))},
                                                       {"head_dim", std::to_string(key.head_dim)},
                                                       {"head_dim_v", std::to_string(key.head_dim_v)},
                                                       {"group", std::to_string(key.group)},

@@ -70,6 +70,7 @@ SplitInput DecodePlan::Impl::split_input() const {
             .resident_blocks = grid(),
             .sms = limits.sms,
             .block_kv = config.block_kv,
+            .unit_rows = config.mainloop == Mainloop::wgmma ? 64 : 16,
             .aimed = config.split};
 }
 
@@ -77,10 +78,11 @@ void DecodePlan::Impl::plan(const Forest& forest, const ForestOrder& order, cons
     // Wide blocks re-read shared KV least; narrower ones may spread the work more evenly without partial results. The covers for a
     // few widths are compared by the time that the split model gives them.
     CostModel model = cost_model(problem, config);
+    if (config.rows > 0) model.capacity = std::clamp(config.rows / group_of(problem), 1, model.capacity);
     Cover cover = make_cover(order, model);
     Split split = choose_split(order, cover, model, split_input());
     // A cover that comes within a tenth of its even share leaves a narrower one, which loads more, little to win.
-    const bool uneven = split.makespan > 1.1 * split.even_share;
+    const bool uneven = config.rows == 0 && split.makespan > 1.1 * split.even_share;
     for (CostModel narrow = model; uneven && narrow.capacity > 1 && order.requests.size() > 1;) {
         narrow.capacity = (narrow.capacity + 1) / 2;
         Cover other = make_cover(order, narrow);

@@ -16,7 +16,9 @@ constexpr double kAlone = 0.6;
 constexpr double kMergeMicroseconds = 5.0;
 // Arithmetic of one SM on 16 query rows and 64 keys at head dim 128: about 0.75 us for 8 row blocks and 32 keys, measured on an
 // H100.
-constexpr double kRowBlockMicroseconds = 0.19;
+constexpr double kWarpMicroseconds = 0.19;
+// The same for 64 rows by wgmma, two warpgroups at work.
+constexpr double kWarpgroupMicroseconds = 0.38;
 
 // Partial results that survive in an L2 of 50 MB with KV streaming through it.
 constexpr double kPartialsInL2 = 16.0e6;
@@ -32,8 +34,8 @@ double ChunkCost::operator()(const ForestOrder::Entry& entry, const Block& block
         std::min(entry.request_end, block.request_end) - std::max(entry.request_begin, block.request_begin);
     // Whoever holds the first request of an entry counts as its first reader.
     const double load = entry.request_begin >= block.request_begin ? first_read : again;
-    const std::int32_t row_blocks = (requests * group + 15) / 16;
-    return std::max(load * bandwidth_share, row_blocks * row_block);
+    const std::int32_t units = (requests * group + unit_rows - 1) / unit_rows;
+    return std::max(load * bandwidth_share, units * unit);
 }
 
 ChunkCost chunk_cost(const CostModel& model, const SplitInput& input) {
@@ -41,7 +43,8 @@ ChunkCost chunk_cost(const CostModel& model, const SplitInput& input) {
     cost.group = input.group;
     cost.first_read = model.token_bytes * abi::kChunkTokens;
     cost.again = cost.first_read * model.reread;
-    cost.row_block = kRowBlockMicroseconds / 4 * kBytesPerMicrosecond / input.sms * model.token_bytes / 512;
+    cost.unit_rows = input.unit_rows;
+    cost.unit = (input.unit_rows == 64 ? kWarpgroupMicroseconds : kWarpMicroseconds) / 4 * kBytesPerMicrosecond / input.sms * model.token_bytes / 512;
     return cost;
 }
 

@@ -77,7 +77,30 @@ RegisterEstimate register_estimate(const DecodeProblem& problem, const DecodeCon
             .available = registers_a_thread(config, limits) + registers_moved(config, limits)};
 }
 
+const char* mainloop_name(Mainloop mainloop) noexcept {
+    switch (mainloop) {
+        case Mainloop::mma:
+            return "mma";
+        case Mainloop::wgmma:
+            return "wgmma";
+        case Mainloop::choose:
+            break;
+    }
+    return "choose";
+}
+
 std::string why_illegal(const DecodeProblem& problem, const DecodeConfig& config, const Limits& limits) {
+    if (config.mainloop != Mainloop::mma && config.mainloop != Mainloop::wgmma)
+        return "mainloop " + std::to_string(static_cast<int>(config.mainloop)) + " is not mma (1) or wgmma (2)";
+    if (config.mainloop == Mainloop::wgmma) {
+        // The products of templates/attention/decode_warpgroup_products.h: two warpgroups, 64 keys, Q in registers.
+        if (limits.sm != 90) return "mainloop wgmma needs SM 9.0; " + limits.target + " has mma";
+        if (!one_of(problem.head_dim, {64, 128}) || !one_of(problem.head_dim_v, {64, 128}))
+            return "mainloop wgmma is made for head dims 64 and 128, not " + std::to_string(problem.head_dim) + "/" +
+                   std::to_string(problem.head_dim_v);
+        if (config.warps != 8 || config.producers != 4 || config.block_kv != 64 || config.blocks != 1)
+            return "mainloop wgmma runs with warps 8, producers 4, block_kv 64, blocks 1, not " + config.to_string();
+    }
     if (!one_of(config.warps, {4, 8})) return "warps " + std::to_string(config.warps) + " is not 4 or 8";
     if (!one_of(config.block_kv, {32, 64, 128})) return "block_kv " + std::to_string(config.block_kv) + " is not 32, 64 or 128";
     if (!one_of(config.producers, {1, 2, 4}) || !one_of(config.block_kv / config.producers, {16, 32})) {
@@ -87,6 +110,7 @@ std::string why_illegal(const DecodeProblem& problem, const DecodeConfig& config
     if (config.stages < 2 || config.stages > 16) return "stages " + std::to_string(config.stages) + " is not in 2..16";
     if (config.blocks < 1 || config.blocks > 4) return "blocks " + std::to_string(config.blocks) + " is not in 1..4";
     if (config.split < 0) return "split " + std::to_string(config.split) + " is negative";
+    if (config.rows < 0) return "rows " + std::to_string(config.rows) + " is negative";
     const abi::DecodeShape shape = shape_of(problem, config);
     const int shared = static_cast<int>(abi::decode_shared_bytes(shape));
     if (shared > limits.max_shared_block) {
@@ -109,17 +133,19 @@ DecodeConfig choose_config(const DecodeProblem& problem, const DecodeConfig& ask
     std::string reason;
     // In order of preference, `stages` the fewest to accept: wide blocks re-read shared KV least. A ring of two cannot load one
     // stage, hold one in use and have one in reserve; it is taken only where nothing else fits (head dim 256 in 99 KB).
-    const DecodeConfig wide = {.warps = 8, .producers = 4, .block_kv = 64, .stages = 3, .blocks = 1};
-    const DecodeConfig small = {.warps = 4, .producers = 4, .block_kv = 64, .stages = 3, .blocks = 1};
-    const DecodeConfig tiny = {.warps = 4, .producers = 2, .block_kv = 32, .stages = 3, .blocks = 1};
-    const DecodeConfig least = {.warps = 4, .producers = 2, .block_kv = 32, .stages = 2, .blocks = 1};
+    const DecodeConfig wide = {.mainloop = Mainloop::mma, .warps = 8, .producers = 4, .block_kv = 64, .stages = 3, .blocks = 1};
+    const DecodeConfig small = {.mainloop = Mainloop::mma, .warps = 4, .producers = 4, .block_kv = 64, .stages = 3, .blocks = 1};
+    const DecodeConfig tiny = {.mainloop = Mainloop::mma, .warps = 4, .producers = 2, .block_kv = 32, .stages = 3, .blocks = 1};
+    const DecodeConfig least = {.mainloop = Mainloop::mma, .warps = 4, .producers = 2, .block_kv = 32, .stages = 2, .blocks = 1};
     for (const DecodeConfig& row : {wide, problem.head_dim <= 128 ? small : tiny, tiny, least}) {
-        DecodeConfig config = {.warps = fixed(asked.warps, row.warps),
+        DecodeConfig config = {.mainloop = asked.mainloop != Mainloop::choose ? asked.mainloop : row.mainloop,
+                               .warps = fixed(asked.warps, row.warps),
                                .producers = fixed(asked.producers, row.producers),
                                .block_kv = fixed(asked.block_kv, row.block_kv),
                                .stages = 0,
                                .blocks = fixed(asked.blocks, row.blocks),
-                               .split = asked.split};
+                               .split = asked.split,
+                               .rows = asked.rows};
         if (asked.producers == 0 && config.block_kv / config.producers > 32) config.producers = config.block_kv / 32;
         if (asked.producers == 0 && config.block_kv / config.producers < 16) config.producers = config.block_kv / 16;
         // As deep a ring as fits, up to what a stream needs in flight.
@@ -152,9 +178,10 @@ const char* tune_match_name(TuneMatch match) noexcept {
 }
 
 std::string DecodeConfig::to_string() const {
-    return "{\"warps\":" + std::to_string(warps) + ",\"producers\":" + std::to_string(producers) +
+    return "{\"mainloop\":\"" + std::string(mainloop_name(mainloop)) + "\",\"warps\":" + std::to_string(warps) + ",\"producers\":" + std::to_string(producers) +
            ",\"block_kv\":" + std::to_string(block_kv) + ",\"stages\":" + std::to_string(stages) +
-           ",\"blocks\":" + std::to_string(blocks) + ",\"split\":" + std::to_string(split) + "}";
+           ",\"blocks\":" + std::to_string(blocks) + ",\"split\":" + std::to_string(split) +
+           ",\"rows\":" + std::to_string(rows) + "}";
 }
 
 }  // namespace sapwood

@@ -11,9 +11,24 @@ namespace {
 constexpr std::int64_t kChunk = abi::kChunkTokens;
 // Chunks go in pairs through the compute warps.
 constexpr std::int64_t kPair = 2;
-constexpr std::int32_t kRowBlock = 16;
 
 std::int64_t chunks_of(std::int64_t tokens) { return (tokens + kChunk - 1) / kChunk; }
+
+/// Fills in abi::Chunk::tile_rows. A chunk that is patched later is not whole now: its tile is never called seen entirely, which is
+/// slower at most.
+void summarise(std::span<abi::Chunk> tile) {
+    std::uint32_t all_begin = 0, all_end = 0xffff, some_begin = 0xffff, some_end = 0;
+    for (const abi::Chunk& chunk : tile) {
+        const bool whole = chunk.tokens == abi::kChunkTokens;
+        all_begin = std::max<std::uint32_t>(all_begin, chunk.row_begin);
+        all_end = whole ? std::min<std::uint32_t>(all_end, chunk.row_end) : 0;
+        if (chunk.row_begin == chunk.row_end) continue;
+        some_begin = std::min<std::uint32_t>(some_begin, chunk.row_begin);
+        some_end = std::max<std::uint32_t>(some_end, chunk.row_end);
+    }
+    tile[0].tile_rows = all_begin < all_end ? all_begin | all_end << 16 : 0;
+    tile[1].tile_rows = some_begin < some_end ? some_begin | some_end << 16 : 0;
+}
 
 }  // namespace
 
@@ -24,7 +39,7 @@ void WorkList::emit_run(const ForestOrder& order, const Run& run, std::int64_t f
                         .row_begin = static_cast<std::uint16_t>((run.request_begin - hull_begin) * group),
                         .row_end = static_cast<std::uint16_t>((run.request_end - hull_begin) * group),
                         .tokens = kChunk,
-                        .reserved = 0};
+                        .tile_rows = 0};
     for (std::int64_t c = 0; c < count; ++c, chunk.position += kChunk) *end_++ = chunk;
     if (first_chunk + count < chunks_of(run.tokens)) return;
     end_[-1].tokens = static_cast<std::uint32_t>(run.tokens - (first_chunk + count - 1) * kChunk);
@@ -34,7 +49,7 @@ void WorkList::emit_run(const ForestOrder& order, const Run& run, std::int64_t f
     }
 }
 
-void WorkList::emit_item(const ForestOrder& order, std::span<const Run> runs, std::int32_t block_kv, std::int32_t group) {
+void WorkList::emit_item(const ForestOrder& order, std::span<const Run> runs, const SplitInput& input) {
     std::int32_t begin = runs.front().request_begin, end = runs.front().request_end;
     for (const Run& run : runs) {
         begin = std::min(begin, run.request_begin);
@@ -46,41 +61,56 @@ void WorkList::emit_item(const ForestOrder& order, std::span<const Run> runs, st
     item.request_begin = static_cast<std::uint32_t>(requests.size());
     item.requests = static_cast<std::uint16_t>(end - begin);
 
-    // Runs that few rows see would keep one warp busy at a time: let them take turns with the other rows' runs, a pair of chunks
-    // each.
-    const auto narrow = [&](const Run& run) { return (run.request_end - run.request_begin) * group <= kRowBlock; };
-    const bool one_row_block = (end - begin) * group <= kRowBlock;
-    for (auto& queue : queues_) queue.clear();
+    // The order of an item's keys is free, and two things ask for mixing them. What other items load too comes from L2 and is seen by
+    // many rows; what this one alone loads waits for HBM: blocks that do the one and then the other, all at the same time, use half
+    // of the chip at a time. And runs that few rows see would keep one unit of compute warps busy: those of different units take
+    // turns, as many chunks each as a unit works on at once.
+    const std::size_t in_tile = static_cast<std::size_t>(input.block_kv) / abi::kChunkTokens;
+    const std::int32_t group = input.group, unit_rows = input.unit_rows;
+    const std::int64_t turn = unit_rows > 16 ? static_cast<std::int64_t>(in_tile) : kPair;
+    const bool one_unit = (end - begin) * group <= unit_rows;
+    for (Stream& stream : streams_) stream = {.runs = std::move(stream.runs)};
+    for (Stream& stream : streams_) stream.runs.clear();
+    std::int64_t everyones = 0, own = 0;  // chunks
     for (const Run& run : runs) {
-        if (one_row_block || !narrow(run)) {
-            emit_run(order, run, 0, chunks_of(run.tokens), begin, group);
-        } else {
-            queues_[static_cast<std::size_t>((run.request_begin - begin) * group / kRowBlock) % kQueues].push_back(&run);
-        }
+        const ForestOrder::Entry& entry = order.entries[run.entry];
+        const bool narrow = !one_unit && (run.request_end - run.request_begin) * group <= unit_rows;
+        const std::size_t queue = static_cast<std::size_t>((run.request_begin - begin) * group / unit_rows) % kQueues;
+        const bool shared = !narrow && (entry.request_begin < run.request_begin || entry.request_end > run.request_end);
+        streams_[shared ? kShared : narrow ? kNarrow + queue : kOwn].runs.push_back(&run);
+        (shared ? everyones : own) += chunks_of(run.tokens);
     }
-    struct Turn {
-        std::size_t run = 0;
-        std::int64_t chunk = 0;
+    const auto take = [&](Stream& stream, std::int64_t room) {
+        const std::int64_t asked = room;
+        while (room > 0 && stream.run < stream.runs.size()) {
+            const Run& run = *stream.runs[stream.run];
+            const std::int64_t count = std::min(room, chunks_of(run.tokens) - stream.chunk);
+            emit_run(order, run, stream.chunk, count, begin, group);
+            stream.chunk += count;
+            room -= count;
+            if (stream.chunk == chunks_of(run.tokens)) ++stream.run, stream.chunk = 0;
+        }
+        return asked - room;
     };
-    Turn turns[kQueues];
-    for (bool any = true; any;) {
-        any = false;
-        for (std::size_t q = 0; q < kQueues; ++q) {
-            for (std::int64_t room = kPair; room > 0 && turns[q].run < queues_[q].size();) {
-                const Run& run = *queues_[q][turns[q].run];
-                const std::int64_t count = std::min(room, chunks_of(run.tokens) - turns[q].chunk);
-                emit_run(order, run, turns[q].chunk, count, begin, group);
-                turns[q].chunk += count;
-                room -= count;
-                if (turns[q].chunk == chunks_of(run.tokens)) turns[q] = {turns[q].run + 1, 0};
-            }
-            any = any || turns[q].run < queues_[q].size();
+    std::int64_t shared_done = 0, own_done = 0;
+    for (std::size_t queue = 0; shared_done < everyones || own_done < own;) {
+        // Turns end where a tile, or a pair, ends.
+        const bool shared_turn = own_done == own || (shared_done < everyones && shared_done * own <= own_done * everyones);
+        const bool alone = shared_turn ? own_done == own : shared_done == everyones;
+        const std::int64_t step = static_cast<std::int64_t>(in_tile);
+        if (shared_turn) {
+            shared_done += take(streams_[kShared], alone ? everyones : step - (end_ - first) % step);
+        } else if (const std::int64_t taken = take(streams_[kOwn], alone ? own : step - (end_ - first) % step); taken > 0) {
+            own_done += taken;
+        } else {
+            own_done += take(streams_[kNarrow + queue], turn - (end_ - first) % turn);
+            queue = (queue + 1) % kQueues;
         }
     }
-    const std::size_t in_tile = static_cast<std::size_t>(block_kv) / abi::kChunkTokens;
     const std::size_t tiles = (static_cast<std::size_t>(end_ - first) + in_tile - 1) / in_tile;
     end_ = chunks.data() + item.chunk_begin + tiles * in_tile;  // what lies between is zero: padding
     item.tiles = static_cast<std::uint32_t>(tiles);
+    for (std::size_t t = 0; t < tiles; ++t) summarise({chunks.data() + item.chunk_begin + t * in_tile, in_tile});
 
     // A request inside the hull that sees none of the runs has no part here.
     const std::size_t base = requests.size();
@@ -120,7 +150,6 @@ void WorkList::resolve_slots(const ForestOrder& order) {
 
 void WorkList::build(const ForestOrder& order, const Cover& cover, const CostModel& model, const SplitInput& input,
                      const Split& split, std::size_t node_capacity) {
-    const std::int32_t group = input.group;
     items.clear();
     requests.clear();
     chunks.clear();
@@ -169,14 +198,14 @@ void WorkList::build(const ForestOrder& order, const Cover& cover, const CostMod
                 token += take;
                 room -= static_cast<double>(fits) * each;
                 if (room <= 0 && piece < pieces) {
-                    emit_item(order, runs, input.block_kv, group);
+                    emit_item(order, runs, input);
                     runs.clear();
                     room += share;
                     ++piece;
                 }
             }
         }
-        if (!runs.empty()) emit_item(order, runs, input.block_kv, group);
+        if (!runs.empty()) emit_item(order, runs, input);
     }
     chunks.resize(static_cast<std::size_t>(end_ - chunks.data()));
     resolve_slots(order);

@@ -33,13 +33,14 @@ struct SplitInput {
     std::int32_t resident_blocks = 1;  // grid
     std::int32_t sms = 1;
     std::int32_t block_kv = 64;
+    std::int32_t unit_rows = 16;  // query rows of the warps that multiply together
     std::int32_t aimed = 0;  // DecodeConfig::split; 0 = choose
 };
 
-/// Time of one chunk in a block, in equivalent bytes: of its load, or of the arithmetic of all row blocks that see it.
+/// Time of one chunk in a block, in equivalent bytes: of its load, or of the arithmetic of all units of rows that see it.
 struct ChunkCost {
-    double first_read = 0, again = 0, row_block = 0;
-    std::int32_t group = 1;
+    double first_read = 0, again = 0, unit = 0;
+    std::int32_t group = 1, unit_rows = 16;
     double operator()(const ForestOrder::Entry& entry, const Block& block, double bandwidth_share) const;
 };
 ChunkCost chunk_cost(const CostModel& model, const SplitInput& input);
@@ -88,13 +89,19 @@ private:
         std::int64_t token_begin, tokens;
         bool ends;  // holds the entry's last token
     };
-    void emit_item(const ForestOrder& order, std::span<const Run> runs, std::int32_t block_kv, std::int32_t group);
+    void emit_item(const ForestOrder& order, std::span<const Run> runs, const SplitInput& input);
     void emit_run(const ForestOrder& order, const Run& run, std::int64_t first_chunk, std::int64_t count, std::int32_t hull_begin,
                   std::int32_t group);
     void resolve_slots(const ForestOrder& order);
 
+    struct Stream {  // runs of one item, written in order, and where the next chunk comes from
+        std::vector<const Run*> runs;
+        std::size_t run = 0;
+        std::int64_t chunk = 0;
+    };
     static constexpr std::size_t kQueues = 8;  // row blocks of a work item
-    std::vector<const Run*> queues_[kQueues];
+    static constexpr std::size_t kShared = 0, kOwn = 1, kNarrow = 2;
+    Stream streams_[kNarrow + kQueues];
     abi::Chunk* end_ = nullptr;  // of the chunks written so far, while building
     std::vector<std::int32_t> last_of_node_;
     std::vector<LastChunk> last_chunks_;

@@ -18,9 +18,8 @@ constexpr double kBytesPerMicrosecond = 3.0e6;  // the planner's
 constexpr double kStartMicroseconds = 4.0;
 // Bytes that an SM must keep in flight to stream at its share of the bandwidth: 23 GB/s a SM at about 1.6 us under load.
 constexpr double kInFlight = 40e3;
-// Arithmetic of one SM on 16 query rows and 64 keys at head dim 128 with eight warps (lib/plan/split.cpp), and what four warps,
-// one a scheduler, take in proportion: nothing hides the chain of products, maximum and exponentials.
-constexpr double kRowBlockMicroseconds = 0.19;
+// The planner's arithmetic is that of eight warps; four, one a scheduler, take in proportion: nothing hides the chain of products,
+// maximum and exponentials.
 constexpr double kFourWarps = 1.6;
 // Adding up eight warps' results of one row block at the end of an item; with four half as many.
 constexpr double kScratchMergeMicroseconds = 0.7;
@@ -71,11 +70,14 @@ double model_cost_us(const DecodeProblem& problem, const DecodePlan::Impl& plan,
                      TuneCandidate& candidate) {
     const DecodeConfig& config = plan.config;
     const double token_bytes = 2.0 * (problem.head_dim + problem.head_dim_v);
-    double row_blocks = 0;
+    // Units of rows that see each chunk: what compute warps work on at once.
+    const SplitInput input = plan.split_input();
+    double units = 0;
     for (const abi::Chunk& chunk : plan.list.chunks)
-        if (chunk.row_end > chunk.row_begin) row_blocks += (chunk.row_end + 15) / 16 - chunk.row_begin / 16;
-    candidate.arithmetic_us = row_blocks * problem.kv_heads * (kRowBlockMicroseconds / 4) * (token_bytes / 512) /
-                              device.limits.sms * (config.warps >= 8 ? 1.0 : kFourWarps);
+        if (chunk.row_end > chunk.row_begin)
+            units += (chunk.row_end + input.unit_rows - 1) / input.unit_rows - chunk.row_begin / input.unit_rows;
+    const double unit_bytes = chunk_cost(cost_model(problem, config), input).unit;  // of one SM's share of the bandwidth
+    candidate.arithmetic_us = units * problem.kv_heads * unit_bytes / kBytesPerMicrosecond * (config.warps >= 8 ? 1.0 : kFourWarps);
     // A stage is in use, the others are on their way.
     const double tile = config.block_kv * token_bytes;
     const double in_flight = tile * (config.stages - 1) * config.blocks;
@@ -98,11 +100,9 @@ CandidateSet find_candidates(const DecodeProblem& problem, const Forest& forest,
     const auto known = [&](const DecodeConfig& config) {
         return std::any_of(found.begin(), found.end(), [&](const TuneCandidate& c) { return same_config(c.config, config); });
     };
-    for (DecodeConfig config : given) {
-        for (const ConfigField& field : config_fields())
-            if (options.fix.*field.member != 0) config.*field.member = options.fix.*field.member;
+    for (const DecodeConfig& config : given) {
         TuneCandidate candidate;
-        candidate.config = config;
+        candidate.config = with_fixed(config, options.fix);
         const bool resolved = resolve(problem, device, candidate);
         if (known(candidate.config)) continue;
         if (!resolved) candidate.status = "pruned:shape";
@@ -147,15 +147,20 @@ CandidateSet find_candidates(const DecodeProblem& problem, const Forest& forest,
     std::stable_sort(ranked.begin(), ranked.end(),
                      [&](std::size_t a, std::size_t b) { return set.all[a].cost_us < set.all[b].cost_us; });
     if (!ranked.empty()) set.model_choice = ranked.front();
-    if (!options.exhaustive) {
-        for (std::size_t place = static_cast<std::size_t>(std::max(1, options.top_k)); place < ranked.size(); ++place) {
-            TuneCandidate& candidate = set.all[ranked[place]];
-            const bool keep = ranked[place] == 0 || std::any_of(wanted.begin(), wanted.end(), [&](const DecodeConfig& config) {
-                                  return same_config(config, candidate.config);
-                              });
-            if (!keep)
-                drop(candidate, "pruned:rank",
-                     "place " + std::to_string(place + 1) + " of " + std::to_string(ranked.size()) + " by cost");
+    if (options.exhaustive) return set;
+    // The model tells plans apart better than kernels: the first of each kernel is measured whatever its place.
+    std::vector<std::size_t> kept;
+    for (std::size_t place = 0; place < ranked.size(); ++place) {
+        TuneCandidate& candidate = set.all[ranked[place]];
+        const auto same = [&](const DecodeConfig& config) { return same_config(config, candidate.config); };
+        const bool first_of_kernel =
+            std::none_of(kept.begin(), kept.end(), [&](std::size_t i) { return same_kernel(set.all[i].config, candidate.config); });
+        if (place < static_cast<std::size_t>(std::max(1, options.top_k)) || ranked[place] == 0 || first_of_kernel ||
+            std::any_of(wanted.begin(), wanted.end(), same)) {
+            kept.push_back(ranked[place]);
+        } else {
+            drop(candidate, "pruned:rank",
+                 "place " + std::to_string(place + 1) + " of " + std::to_string(ranked.size()) + " by cost");
         }
     }
     return set;

@@ -15,8 +15,10 @@ namespace sapwood::tune {
 
 struct ConfigField {
     const char* name;
-    std::int32_t DecodeConfig::*member;
     bool in_kernel;  // part of the kernel's key; the others only change the plan
+    std::int32_t (*get)(const DecodeConfig&);
+    void (*set)(DecodeConfig&, std::int32_t);
+    std::span<const char* const> values = {};  // names of the values 0, 1, …; empty: a number
 };
 
 std::span<const ConfigField> config_fields();
@@ -27,9 +29,11 @@ bool same_kernel(const DecodeConfig& a, const DecodeConfig& b);
 std::strong_ordering compare_configs(const DecodeConfig& a, const DecodeConfig& b);
 /// Every field that `fixed` names (is not 0) has the same value in `config`.
 bool agrees(const DecodeConfig& config, const DecodeConfig& fixed);
-/// The fields that are not 0, short and in order: "warps=8,block_kv=64,split=2".
+/// `config` with the fields that `fixed` names taken from it.
+DecodeConfig with_fixed(DecodeConfig config, const DecodeConfig& fixed);
+/// The fields that are not 0, short and in order: "mainloop=mma,warps=8,block_kv=64,split=2".
 std::string config_text(const DecodeConfig& config);
-/// Sets a field by name; false if there is none of this name.
-bool set_field(DecodeConfig& config, std::string_view name, std::int32_t value);
+/// Sets a field by name to a number or a value's name; false if there is no such field or value.
+bool set_field(DecodeConfig& config, std::string_view name, std::string_view value);
 
 }  // namespace sapwood::tune

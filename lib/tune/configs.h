@@ -22,8 +22,8 @@ struct ConfigList {
     /// Kernels in order of preference: of two that are equally fast the earlier one is taken. A depth of 0 is the deepest ring that
     /// fits, up to six stages.
     std::span<const DecodeConfig> kernels;
-    /// Values of DecodeConfig::split that each kernel is tried with; 0 = as the planner's model says.
-    std::span<const std::int32_t> splits;
+    /// Values of DecodeConfig::split and ::rows that each kernel is tried with; 0 = as the planner's model says.
+    std::span<const std::int32_t> splits, rows;
 };
 
 struct ListMatch {
@@ -36,7 +36,7 @@ std::span<const ConfigList> config_lists();
 /// The list for an SM: its own, of an SM whose multiprocessor is the same but for sizes, of its major version, the generic one.
 ListMatch list_for(int sm);
 
-/// Every kernel with every split, in the order in which ties are broken.
+/// Every kernel with every split and width, in the order in which ties are broken.
 std::vector<DecodeConfig> configs_of(const ConfigList& list);
 
 /// Position of a configuration in that order; past the end for one that is not in the list. `resolved` has its stages filled in.

@@ -56,7 +56,7 @@ bool parse_index(std::string_view text, Environment& environment, std::unordered
         for (const json& object : index.at("configs")) {
             DecodeConfig config;
             for (const auto& [name, value] : object.items()) {
-                if (!set_field(config, name, value.get<std::int32_t>()) && value != 0)
+                if (!set_field(config, name, value.is_string() ? value.get<std::string>() : value.dump()) && value != 0)
                     throw std::runtime_error("config field \"" + name + "\" is not known to this version");
             }
             configs.push_back(config);

@@ -11,17 +11,13 @@ namespace {
 using nlohmann::json;
 constexpr int kSchema = 1;
 
-json config_json(const DecodeConfig& config) {
-    json object = json::object();
-    for (const ConfigField& field : config_fields()) object[field.name] = config.*field.member;
-    return object;
-}
+json config_json(const DecodeConfig& config) { return json::parse(config.to_string()); }
 
 /// A field that this version does not know makes another configuration of it: the whole record is then refused.
 DecodeConfig config_from(const json& object) {
     DecodeConfig config;
     for (const auto& [name, value] : object.items()) {
-        if (!set_field(config, name, value.get<std::int32_t>()) && value != 0)
+        if (!set_field(config, name, value.is_string() ? value.get<std::string>() : value.dump()) && value != 0)
             throw std::runtime_error("config field \"" + name + "\" is not known to this version");
     }
     return config;

@@ -23,7 +23,7 @@ double middle(std::vector<double>& values) {
 const TuneCandidate* result_of(std::span<const TuneCandidate> known, const DecodeConfig& config) {
     for (const TuneCandidate& old : known) {
         if (!same_config(old.config, config)) continue;
-        const bool lasting = old.measured() || old.status == "wrong" || old.status == "crash" || old.status == "compile-failed" ||
+        const bool lasting = old.measured() || old.status == "wrong" || old.status == "crash" || old.status == "build-failed" ||
                              old.status == "pruned:spill" || old.status == "pruned:occupancy";
         return lasting ? &old : nullptr;
     }
@@ -117,7 +117,7 @@ private:
             tell(i, 0);
             const Measurer::Built built = measurer_.build(all_[i].config);
             if (!built.failure.empty()) {
-                all_[i].status = "compile-failed";
+                all_[i].status = "build-failed";
                 all_[i].reason = built.failure;
             } else {
                 apply_compiled(device_, built.registers, built.spill_bytes, all_[i]);

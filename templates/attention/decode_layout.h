@@ -10,6 +10,9 @@ namespace sapwood::abi {
 /// What a stage of the ring holds.
 enum class StageKind : unsigned { query, tile, scratch, stop };
 
+/// Who multiplies: single warps (mma.sync, every SM), or warpgroups (wgmma, sm_90a).
+enum class Mainloop : unsigned { mma = 1, wgmma = 2 };
+
 struct DecodeShape {
     unsigned head_dim, head_dim_v, group, warps, producers, block_kv, stages;
 };

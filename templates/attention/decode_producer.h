@@ -7,13 +7,15 @@
 
 namespace sapwood::kernel {
 
-/// Shared by both roles: rows are spread over row blocks of 16; where there are fewer row blocks than warps, `parts` warps share a
-/// row block and take turns over the keys.
+/// Shared by both roles: rows are spread over blocks of a unit's rows; where there are fewer blocks than units, `parts` units share
+/// a block and take turns over the keys.
 template <class Traits>
 struct RowBlocks {
+    static constexpr u32 kRows = Traits::kUnitWarps * 16;
+    static constexpr u32 kUnits = Traits::kWarps / Traits::kUnitWarps;
     u32 rows, blocks, parts;
     SAPWOOD_DEVICE explicit RowBlocks(u32 requests)
-        : rows(requests * Traits::kGroup), blocks((rows + 15) / 16), parts(Traits::kWarps / (blocks == 0 ? 1 : blocks)) {}
+        : rows(requests * Traits::kGroup), blocks((rows + kRows - 1) / kRows), parts(kUnits / (blocks == 0 ? 1 : blocks)) {}
 };
 
 /// The last block to come here finds that all have drawn (and waited, if there are merges), and leaves the counters as they were
@@ -98,7 +100,7 @@ struct DecodeProducer {
                                  shfl(static_cast<u32>(found.offset[g]), local);
                 const u32 row = begin + local;
                 // Rows past the end are zeros: their scores must not be NaN, or a shared maximum vote would see them.
-                cp_async_16(shared.stage(at.stage) + Traits::KTile::offset(row, column), head + from + column * 16,
+                cp_async_16(shared.stage(at.stage) + Traits::QTile::offset(row, column), head + from + column * 16,
                             row < rows ? 16 : 0);
             }
         }
@@ -129,10 +131,11 @@ struct DecodeProducer {
         write_header(abi::StageKind::tile);
         const u32 k_stage = shared.stage(at.stage) + warp * kTokens * Traits::KTile::kPitch;
         const u32 v_stage =
-            shared.stage(at.stage) + Traits::kBlockKv * Traits::KTile::kPitch + warp * kTokens * Traits::VTile::kPitch;
+            shared.stage(at.stage) + Traits::kKTileBytes + warp * kTokens * Traits::VTile::kPitch;
         SAPWOOD_UNROLL for (u32 c = 0; c < kOwnChunks; ++c) {
             const u32 tokens = tokens_of(words, c);
-            if (tokens == 0) continue;  // padding: nobody reads it
+            // Padding: warps do not read it; a warpgroup multiplies whole tiles, and what lies there must not be NaN.
+            if (!Traits::kWarpgroups && tokens == 0) continue;
             if (tokens == abi::kChunkTokens) {
                 copy_chunk<true>(k_stage, v_stage, c, own_row, k, v);
             } else {
@@ -153,8 +156,9 @@ struct DecodeProducer {
         if constexpr (32 % kColumns == 0) {
             constexpr u32 kRowsAStep = 32 / kColumns;
             // The rows of one step have the keys of its first row, XOR the row within the step: one XOR with a constant.
-            const u32 lane_column = (lane % kColumns ^ Tile::key(lane / kColumns)) * 16;
-            const u32 lane_to = stage + (chunk * abi::kChunkTokens + lane / kColumns) * Tile::kPitch;
+            const u32 lane_column = (lane % 8 ^ Tile::key(lane / kColumns)) * 16;
+            const u32 lane_to = stage + (chunk * abi::kChunkTokens + lane / kColumns) * Tile::kPitch +
+                                lane % kColumns / 8 * Tile::kGroupStride;
             SAPWOOD_UNROLL for (u32 first = 0; first < abi::kChunkTokens; first += kRowsAStep) {
                 const u32 to = lane_to + first * Tile::kPitch + (lane_column ^ Tile::key(first) * 16);
                 copy_16<kWhole>(to, base + lane % kColumns * 16, shfl(own_row, chunk * abi::kChunkTokens + first + lane / kColumns),
@@ -184,15 +188,26 @@ struct DecodeProducer {
         publish();
     }
 
-    SAPWOOD_DEVICE void send_item(u32 kv_head) {
+    /// What the work list says of an item's beginning: nothing that a kernel before this one could have written.
+    struct Beginning {
+        u32 chunk[2 * kAhead];
+        QueryRows query;
+    };
+    SAPWOOD_DEVICE Beginning find_beginning() const {
+        Beginning found;
+        SAPWOOD_UNROLL for (u32 i = 0; i < 2 * kAhead; ++i) found.chunk[i] = load_chunk(i);
+        found.query = find_query();
+        return found;
+    }
+
+    SAPWOOD_DEVICE void send_item(u32 kv_head, const Beginning& beginning) {
         // Two chains of dependent look-ups, chunk then page and request then row, in flight together; registers as a queue, shifted
         // once a tile, because a ring would index them at run time.
         u32 chunk[2 * kAhead];
         u32 row[kAhead];
-        SAPWOOD_UNROLL for (u32 i = 0; i < 2 * kAhead; ++i) chunk[i] = load_chunk(i);
-        const QueryRows query = find_query();
+        SAPWOOD_UNROLL for (u32 i = 0; i < 2 * kAhead; ++i) chunk[i] = beginning.chunk[i];
         SAPWOOD_UNROLL for (u32 i = 0; i < kAhead; ++i) row[i] = find_row(chunk[i]);
-        send_query(kv_head, query);
+        send_query(kv_head, beginning.query);
         const u8* k = static_cast<const u8*>(params.k) + static_cast<u64>(kv_head) * static_cast<u64>(params.k_head_stride);
         const u8* v = static_cast<const u8*>(params.v) + static_cast<u64>(kv_head) * static_cast<u64>(params.v_head_stride);
         for (u32 tile = 0; tile < item.tiles; ++tile) {
@@ -234,15 +249,26 @@ struct DecodeProducer {
         const u32 tickets = header.x * params.kv_heads, merges = header.y;
         const u32 base = merges == 0 ? grid_size() : 0;
         u32 ticket = block_id();
+        Beginning beginning;
+        if (merges == 0 && ticket < tickets) beginning = find_beginning();
+        // So far only the work list was read. Counters, tensors and page table are the earlier kernels' until they have ended; all
+        // that the compute warps touch follows from what is copied after this.
+        wait_for_earlier_kernels();
         if (merges != 0) {
             ticket = share(1, leader() ? atomic_add_relaxed(&params.counters->ticket, 1) : 0);
-            if (ticket < tickets) item = load_item(ticket / params.kv_heads);
+            if (ticket < tickets) {
+                item = load_item(ticket / params.kv_heads);
+                beginning = find_beginning();
+            }
         }
         for (u32 turn = 0; ticket < tickets; ++turn) {
             const u32 drawn = leader() ? base + atomic_add_relaxed(&params.counters->ticket, 1) : 0;  // travels with the item
-            send_item(ticket % params.kv_heads);
+            send_item(ticket % params.kv_heads, beginning);
             ticket = share(turn, drawn);
-            if (ticket < tickets) item = load_item(ticket / params.kv_heads);
+            if (ticket < tickets) {
+                item = load_item(ticket / params.kv_heads);
+                beginning = find_beginning();
+            }
         }
         send_empty(abi::StageKind::stop, tickets, merges);
         // With nothing to merge the block's part in putting the counters back is done here, off the compute warps' path.

@@ -3,6 +3,7 @@
 
 #include "attention/decode_layout.h"
 #include "isa/isa.h"
+#include "memory/panels.h"
 #include "memory/ring.h"
 #include "memory/swizzle.h"
 
@@ -24,8 +25,17 @@ struct DecodeTraits : Config {
     static constexpr u32 kProducerRegisters = 88;  // 88 + 2 * 208 = the 3 * 168 of the launch
     static constexpr u32 kConsumerRegisters = 208;
 
-    using KTile = Swizzle<Config::kHeadDim / 8>;
-    using VTile = Swizzle<Config::kHeadDimV / 8>;
+    // Warps that multiply together, 16 rows each; where there are more of these units than the rows need, units share rows and take
+    // turns over the keys.
+    static constexpr bool kWarpgroups = Config::kMainloop == abi::Mainloop::wgmma;
+    static constexpr u32 kUnitWarps = kWarpgroups ? 4 : 1;
+
+    template <u32 kColumns>
+    using KvTile = typename Select<kWarpgroups, Panels<kColumns, Config::kBlockKv>, Swizzle<kColumns>>::Type;
+    using QTile = Swizzle<Config::kHeadDim / 8>;
+    using KTile = KvTile<Config::kHeadDim / 8>;
+    using VTile = KvTile<Config::kHeadDimV / 8>;
+    static constexpr u32 kKTileBytes = Config::kBlockKv * Config::kHeadDim * 2;
 
     static constexpr u32 kStageBytes = abi::decode_stage_bytes(kShape);
     static constexpr u32 kHeaderBytes = abi::decode_header_bytes(kShape);

@@ -15,6 +15,9 @@ struct SoftmaxState {
     f32 maximum[2];
     f32 sum[2];
 
+    /// Columns 64 `panel` to 64 `panel` + 63.
+    SAPWOOD_DEVICE f32 (&out64(u32 panel))[8][4] { return reinterpret_cast<f32(&)[8][4]>(out[panel * 8]); }
+
     SAPWOOD_DEVICE void clear() {
         SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) { SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) out[i][j] = 0; }
         SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
@@ -26,9 +29,7 @@ struct SoftmaxState {
     /// While the maximum is -inf, 0 is subtracted instead: exp2(-inf - 0) = 0, never NaN.
     SAPWOOD_DEVICE static f32 finite(f32 m) { return m == -infinity() ? 0.0f : m; }
 
-    SAPWOOD_DEVICE void rescale(f32 factor0, f32 factor1) {
-        sum[0] *= factor0;
-        sum[1] *= factor1;
+    SAPWOOD_DEVICE void rescale_out(f32 factor0, f32 factor1) {
         SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) {
             out[i][0] *= factor0;
             out[i][1] *= factor0;
@@ -43,15 +44,19 @@ struct SoftmaxState {
     }
     /// Takes over new exponents, each lane giving the largest of those it holds, when some row of the warp has outgrown its maximum
     /// by more than kSlack: weights up to 2^kSlack are as exact as those up to 1, and most steps need neither a reduction nor
-    /// rescaling.
+    /// rescaling. True if so, for the whole warp: then `out` is still to be multiplied by `factor`.
     static constexpr f32 kSlack = 8;
-    SAPWOOD_DEVICE void raise(f32 m0, f32 m1) {
-        if (!warp_any(m0 > maximum[0] + kSlack || m1 > maximum[1] + kSlack)) return;
+    SAPWOOD_DEVICE bool raise(f32 m0, f32 m1, f32 (&factor)[2]) {
+        if (!warp_any(m0 > maximum[0] + kSlack || m1 > maximum[1] + kSlack)) return false;
         m0 = max_f32(quad_max(m0), maximum[0]);
         m1 = max_f32(quad_max(m1), maximum[1]);
-        rescale(exp2_approx(maximum[0] - finite(m0)), exp2_approx(maximum[1] - finite(m1)));
+        factor[0] = exp2_approx(maximum[0] - finite(m0));
+        factor[1] = exp2_approx(maximum[1] - finite(m1));
         maximum[0] = m0;
         maximum[1] = m1;
+        sum[0] *= factor[0];
+        sum[1] *= factor[1];
+        return true;
     }
 
     SAPWOOD_DEVICE void reduce_sum() {
@@ -69,7 +74,9 @@ struct SoftmaxState {
 
     /// Adds another part of the same rows; both with reduced sums.
     SAPWOOD_DEVICE void rescale_to(f32 m0, f32 m1) {
-        rescale(exp2_approx(maximum[0] - finite(m0)), exp2_approx(maximum[1] - finite(m1)));
+        const f32 factor[2] = {exp2_approx(maximum[0] - finite(m0)), exp2_approx(maximum[1] - finite(m1))};
+        SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) sum[h] *= factor[h];
+        rescale_out(factor[0], factor[1]);
         maximum[0] = m0;
         maximum[1] = m1;
     }

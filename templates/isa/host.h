@@ -61,6 +61,10 @@ SAPWOOD_DEVICE void registers_release() {}
 template <u32 kCount>
 SAPWOOD_DEVICE void registers_take() {}
 
+/// Launches run to completion here.
+SAPWOOD_DEVICE void let_later_kernels_start() {}
+SAPWOOD_DEVICE void wait_for_earlier_kernels() {}
+
 SAPWOOD_DEVICE void mbarrier_init(u32 shared, u32 arrivals) {
     HostThread* self = host_self();
     self->block->runtime->mbarrier_init(self, shared, arrivals);
@@ -133,6 +137,22 @@ SAPWOOD_DEVICE void mma_16x8x16<Bf16>(f32 (&d)[4], const u32 (&a)[4], u32 b0, u3
     host_mma<Bf16>(d, a, b0, b1);
 }
 
+// --- warpgroup products --------------------------------------------------------------------------------------------------
+// See cuda.h. Here a product is finished when it is issued, each warp for its own 16 rows.
+SAPWOOD_DEVICE u64 wgmma_panel(u32 shared) { return shared; }
+SAPWOOD_DEVICE u64 wgmma_advance(u64 panel, u32 bytes) { return panel + bytes; }
+SAPWOOD_DEVICE void wgmma_fence() {}
+SAPWOOD_DEVICE void wgmma_commit() {}
+template <u32 kPending>
+SAPWOOD_DEVICE void wgmma_wait() {}
+SAPWOOD_DEVICE void wgmma_settled(f32 (&)[8][4]) {}
+SAPWOOD_DEVICE void wgmma_settled(u32 (&)[4]) {}
+template <class T, bool kTransposed>
+SAPWOOD_DEVICE void wgmma_64x64x16(f32 (&d)[8][4], const u32 (&a)[4], u64 b, bool accumulate) {
+    host_wgmma<T, kTransposed>(d, a, b, accumulate);
+}
+SAPWOOD_DEVICE void fence_async_proxy() {}
+
 // --- arithmetic ------------------------------------------------------------------------------------------------------------
 /// Two fp32 to two 16-bit values, round to nearest even; `low` in the low half.
 template <class T>
@@ -158,6 +178,7 @@ SAPWOOD_DEVICE f32 max_f32(f32 a, f32 b) {
     if (a == b) return host_f32(host_bits(a) & host_bits(b));  // +0 is above -0
     return a > b || b != b ? a : b;                            // a NaN loses
 }
+SAPWOOD_DEVICE u32 min_u32(u32 a, u32 b) { return a < b ? a : b; }
 SAPWOOD_DEVICE f32 fma_f32(f32 a, f32 b, f32 c) { return __builtin_fmaf(a, b, c); }
 SAPWOOD_DEVICE u32 f32_bits(f32 v) { return host_bits(v); }
 SAPWOOD_DEVICE f32 bits_f32(u32 v) { return host_f32(v); }

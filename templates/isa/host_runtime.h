@@ -16,7 +16,7 @@
 
 namespace sapwood::kernel {
 
-inline constexpr u32 kHostAbi = 0x53570002;   // changes with any struct below
+inline constexpr u32 kHostAbi = 0x53570003;   // changes with any struct below
 inline constexpr u32 kHostMaxThreads = 1024;  // a block
 inline constexpr u32 kHostMaxWarps = kHostMaxThreads / 32;
 inline constexpr u32 kHostSharedStart = 1024;  // first valid shared address: 0 is never one
@@ -76,6 +76,8 @@ struct alignas(64) HostWarp {
     alignas(64) u16 a[16][16];
     u16 b[16][8];
     f32 d[16][8];
+    u64 descriptor;  // of wgmma
+    alignas(64) f32 d64[16][64];
     // the executor's own
     const HostWarpOp* op;
     u32 index, arrived, ready, exited;

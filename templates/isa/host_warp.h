@@ -96,6 +96,56 @@ void host_run_mma(HostWarp& warp) {
     host_mma_body<T>(warp);
 }
 
+/// d[16][64] += a[16][16] * b[16][64] for the warp's 16 of the 64 rows; b lies in 128-byte rows whose 16-byte columns are permuted by
+/// the absolute address, a row for each n (K and Q) or, transposed, for each k (V).
+template <class T, bool kTransposed>
+[[gnu::always_inline]] inline void host_wgmma_body(HostWarp& warp) {
+    alignas(64) f32 a[16][16];
+    alignas(64) f32 b[16][64];
+    for (u32 row = 0; row < 16; row++) {
+        host_widen8<T>(warp.a[row], a[row]);
+        host_widen8<T>(warp.a[row] + 8, a[row] + 8);
+    }
+    const u32 start = static_cast<u32>(warp.descriptor);
+    constexpr u32 kRows = kTransposed ? 16 : 64, kChunks = kTransposed ? 8 : 2;
+    for (u32 row = 0; row < kRows; row++) {
+        for (u32 chunk = 0; chunk < kChunks; chunk++) {
+            const u32 straight = start + row * 128 + chunk * 16;
+            const u32 address = straight ^ (straight >> 7 & 7) << 4;
+            alignas(32) f32 values[8];
+            host_widen8<T>(reinterpret_cast<const u16*>(host_shared(*warp.block, address, 16, 16)), values);
+            for (u32 i = 0; i < 8; i++) (kTransposed ? b[row][chunk * 8 + i] : b[chunk * 8 + i][row]) = values[i];
+        }
+    }
+    for (u32 row = 0; row < 16; row++) {
+        for (u32 n = 0; n < 64; n += 32) {
+            auto* d = reinterpret_cast<HostF32x8*>(&warp.d64[row][n]);
+            HostF32x8 d0 = d[0], d1 = d[1], d2 = d[2], d3 = d[3];
+            for (u32 k = 0; k < 16; k++) {
+                const auto* bk = reinterpret_cast<const HostF32x8*>(&b[k][n]);
+                d0 += a[row][k] * bk[0];
+                d1 += a[row][k] * bk[1];
+                d2 += a[row][k] * bk[2];
+                d3 += a[row][k] * bk[3];
+            }
+            d[0] = d0, d[1] = d1, d[2] = d2, d[3] = d3;
+        }
+    }
+}
+#if defined(__x86_64__)
+template <class T, bool kTransposed>
+[[gnu::target("avx2,fma")]] void host_wgmma_wide(HostWarp& warp) {
+    host_wgmma_body<T, kTransposed>(warp);
+}
+#endif
+template <class T, bool kTransposed>
+void host_run_wgmma(HostWarp& warp) {
+#if defined(__x86_64__)
+    if (warp.block->wide) return host_wgmma_wide<T, kTransposed>(warp);
+#endif
+    host_wgmma_body<T, kTransposed>(warp);
+}
+
 inline constexpr HostWarpOp kHostSync{"warp_sync", host_run_sync};
 inline constexpr HostWarpOp kHostShfl{"shfl", host_run_exchange};
 inline constexpr HostWarpOp kHostShflXor{"shfl_xor", host_run_exchange};
@@ -104,6 +154,8 @@ template <bool Trans>
 inline constexpr HostWarpOp kHostLdmatrix{Trans ? "ldmatrix_x4_trans" : "ldmatrix_x4", host_run_ldmatrix<Trans>};
 template <class T>
 inline constexpr HostWarpOp kHostMma{"mma_16x8x16", host_run_mma<T>};
+template <class T, bool kTransposed>
+inline constexpr HostWarpOp kHostWgmma{"wgmma_64x64x16", host_run_wgmma<T, kTransposed>};
 
 // --- what each lane does ---------------------------------------------------------------------------------------------
 inline void host_meet(HostThread* self, const HostWarpOp& op) { self->block->runtime->meet(self, &op); }
@@ -116,15 +168,19 @@ inline void host_ldmatrix(u32 (&r)[4], u32 shared) {
     for (u32 matrix = 0; matrix < 4; matrix++) r[matrix] = self->warp->fragments[matrix][self->lane];
 }
 
+inline void host_deposit_a(HostWarp& warp, const u32 (&a)[4], u32 group, u32 pair) {
+    __builtin_memcpy(&warp.a[group][pair], &a[0], 4);
+    __builtin_memcpy(&warp.a[group + 8][pair], &a[1], 4);
+    __builtin_memcpy(&warp.a[group][pair + 8], &a[2], 4);
+    __builtin_memcpy(&warp.a[group + 8][pair + 8], &a[3], 4);
+}
+
 template <class T>
 inline void host_mma(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     HostThread* self = host_self();
     HostWarp& warp = *self->warp;
     const u32 group = self->lane / 4, pair = self->lane % 4 * 2;
-    __builtin_memcpy(&warp.a[group][pair], &a[0], 4);
-    __builtin_memcpy(&warp.a[group + 8][pair], &a[1], 4);
-    __builtin_memcpy(&warp.a[group][pair + 8], &a[2], 4);
-    __builtin_memcpy(&warp.a[group + 8][pair + 8], &a[3], 4);
+    host_deposit_a(warp, a, group, pair);
     warp.b[pair][group] = static_cast<u16>(b0);
     warp.b[pair + 1][group] = static_cast<u16>(b0 >> 16);
     warp.b[pair + 8][group] = static_cast<u16>(b1);
@@ -134,6 +190,26 @@ inline void host_mma(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     host_meet(self, kHostMma<T>);
     __builtin_memcpy(&d[0], &warp.d[group][pair], 8);
     __builtin_memcpy(&d[2], &warp.d[group + 8][pair], 8);
+}
+
+template <class T, bool kTransposed>
+inline void host_wgmma(f32 (&d)[8][4], const u32 (&a)[4], u64 b, bool accumulate) {
+    HostThread* self = host_self();
+    HostWarp& warp = *self->warp;
+    const u32 group = self->lane / 4, pair = self->lane % 4 * 2;
+    host_deposit_a(warp, a, group, pair);
+    warp.descriptor = b;
+    for (u32 n = 0; n < 8; n++) {
+        const f32 zero[4] = {};
+        const f32* from = accumulate ? d[n] : zero;
+        __builtin_memcpy(&warp.d64[group][n * 8 + pair], from, 8);
+        __builtin_memcpy(&warp.d64[group + 8][n * 8 + pair], from + 2, 8);
+    }
+    host_meet(self, kHostWgmma<T, kTransposed>);
+    for (u32 n = 0; n < 8; n++) {
+        __builtin_memcpy(&d[n][0], &warp.d64[group][n * 8 + pair], 8);
+        __builtin_memcpy(&d[n][2], &warp.d64[group + 8][n * 8 + pair], 8);
+    }
 }
 
 }  // namespace sapwood::kernel

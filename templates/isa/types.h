@@ -26,4 +26,13 @@ struct alignas(16) F32x4 {
     f32 x, y, z, w;
 };
 
+template <bool kFirst, class A, class B>
+struct Select {
+    using Type = A;
+};
+template <class A, class B>
+struct Select<false, A, B> {
+    using Type = B;
+};
+
 }  // namespace sapwood::kernel

@@ -12,6 +12,7 @@ template <u32 kColumns>
 struct Swizzle {
     static_assert(kColumns % 4 == 0);
     static constexpr u32 kPitch = kColumns * 16;
+    static constexpr u32 kGroupStride = 128;  // between groups of eight columns, where there are whole ones
 
     /// Key of a row: the columns of an aligned group of 8 (or, for pitches of 64 bytes modulo 128, of 4) are permuted by XOR with
     /// it.

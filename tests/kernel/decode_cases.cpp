@@ -14,6 +14,7 @@ Tree lone(std::int64_t tokens) { return {{-1, tokens, 1}}; }
 
 const std::vector<DecodeCase>& decode_cases() {
     constexpr DType fp16 = DType::fp16, bf16 = DType::bf16;
+    constexpr Mainloop wgmma = Mainloop::wgmma;
     static const std::vector<DecodeCase> cases = {
         {"plain", fp16, 128, 0, 4, 2, 0, two_roots()},
         {"plain", bf16, 128, 0, 4, 2, 1, crowded(41)},
@@ -43,6 +44,14 @@ const std::vector<DecodeCase>& decode_cases() {
         {"long tiles", bf16, 128, 0, 4, 1, 64, chain(), {.warps = 8, .block_kv = 128}},
         {"long tiles", fp16, 64, 0, 5, 1, 0, two_roots(), {.warps = 4, .block_kv = 128}},
         {"two stages", fp16, 128, 0, 16, 1, 16, two_roots(), {.warps = 8, .block_kv = 64, .stages = 2}},
+        // Warpgroup products, where the target has them: one, two and no spare row blocks of 64, turns over the keys, few tiles.
+        {"warpgroup", fp16, 128, 0, 4, 2, 0, two_roots(), {.mainloop = wgmma}},
+        {"warpgroup", bf16, 128, 0, 4, 2, 1, crowded(41), {.mainloop = wgmma}},
+        {"warpgroup", fp16, 64, 0, 64, 1, 128, two_roots(), {.mainloop = wgmma}},
+        {"warpgroup", bf16, 64, 128, 3, 1, 16, chain(), {.mainloop = wgmma, .split = 6}},
+        {"warpgroup", fp16, 128, 64, 1, 1, 32, crowded(131), {.mainloop = wgmma, .stages = 2}},
+        {"warpgroup, soft-cap", bf16, 128, 0, 16, 1, 64, crowded(36), {.mainloop = wgmma}, Layout::hnd, 0, 2.5f},
+        {"warpgroup, long", bf16, 128, 0, 4, 1, 1, lone(1999), {.mainloop = wgmma, .split = 3}, Layout::nhd, 0, 0, true, 0},
         // Scores.
         {"steep", fp16, 128, 0, 4, 1, 0, crowded(36), {}, Layout::nhd, 2},
         {"scale below zero", bf16, 64, 0, 4, 1, 0, two_roots(), {}, Layout::nhd, -0.125f},

@@ -90,7 +90,7 @@ TEST_CASE("tiles: every illegal field of a problem is refused with its value") {
 TEST_CASE("tiles: why_illegal names the field and its value") {
     const Limits limits = support::offline_limits("sm_90a");
     const DecodeProblem problem = problem_of(64, 64, 4);
-    const DecodeConfig good = {.warps = 4, .producers = 2, .block_kv = 64, .stages = 3, .blocks = 1};
+    const DecodeConfig good = {.mainloop = Mainloop::mma, .warps = 4, .producers = 2, .block_kv = 64, .stages = 3, .blocks = 1};
     CHECK(why_illegal(problem, good, limits) == "");
     const auto says = [&](const char* words, const std::function<void(DecodeConfig&)>& spoil) {
         DecodeConfig config = good;
@@ -112,7 +112,7 @@ TEST_CASE("tiles: what does not fit an SM is refused with what it needs and what
     const Limits ada = support::offline_limits("sm_89"), hopper = support::offline_limits("sm_90a");
     const DecodeProblem problem = problem_of(128, 128, 4);
     // 4 stages of 64 keys x (128 + 128) x 2 bytes are 128 KiB already.
-    const DecodeConfig deep = {.warps = 4, .producers = 4, .block_kv = 64, .stages = 4, .blocks = 1};
+    const DecodeConfig deep = {.mainloop = Mainloop::mma, .warps = 4, .producers = 4, .block_kv = 64, .stages = 4, .blocks = 1};
     const std::string needs = std::to_string(abi::decode_shared_bytes(shape_of(problem, deep)));
     CHECK(abi::decode_shared_bytes(shape_of(problem, deep)) > 128 * 1024);
     CHECK(why_illegal(problem, deep, hopper) == "");

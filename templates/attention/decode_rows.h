@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: Apache-2.0
+// What a compute warp does with the scores of its 16 query rows, whoever multiplied them: mask, running maximum, exponentials.
+#pragma once
+
+#include "attention/decode_traits.h"
+#include "attention/softmax_state.h"
+
+namespace sapwood::kernel {
+
+/// What a compute warp needs of an abi::Chunk, in two registers.
+struct ChunkView {
+    u32 rows;  // row_begin in the low half, row_end in the high half
+    u32 tokens;
+    SAPWOOD_DEVICE u32 begin() const { return rows & 0xffff; }
+    SAPWOOD_DEVICE u32 end() const { return rows >> 16; }
+    SAPWOOD_DEVICE bool sees(u32 row) const { return row >= begin() && row < end(); }
+    /// Some row of [first, first + count) sees keys of this chunk.
+    SAPWOOD_DEVICE bool meets(u32 first, u32 count) const {
+        return begin() < first + count && end() > first && begin() < end();
+    }
+};
+
+template <class Traits>
+struct DecodeRows {
+    static constexpr u32 kSteps = Traits::kHeadDim / 16;
+
+    const DecodeShared<Traits>& shared;
+    const typename Traits::Score score;
+    const u32 lane;
+    SoftmaxState<Traits::kHeadDimV> state;
+    u32 query[Traits::kQueryInRegisters ? kSteps : 1][4];
+    // Of the item: this warp's block of 16 rows, and its turn among the `parts` units that share the rows.
+    u32 row_block = 0, part = 0, parts = 1;
+    u32 row_end = 0;  // of the item's rows; those behind are of no consequence
+
+    SAPWOOD_DEVICE DecodeRows(const abi::DecodeParams& params, const DecodeShared<Traits>& s)
+        : shared(s), score(params), lane(lane_id()) {}
+
+    /// Every lane arrives for itself: what it has read is then ordered before the copy warps' next write by its own arrival. One
+    /// arrival a warp behind a warp barrier is no faster (measured), and race checkers cannot follow it.
+    SAPWOOD_DEVICE void release(u32 stage) const { mbarrier_arrive(shared.ring.empty(stage)); }
+
+    SAPWOOD_DEVICE ChunkView chunk(u32 stage, u32 index) const {
+        const U32x4 words = *reinterpret_cast<const U32x4*>(shared.chunks(stage) + index);
+        return {words.y, words.z};
+    }
+
+    /// ldmatrix lane addresses of A fragments: row l%16, column l/16.
+    SAPWOOD_DEVICE u32 a_address(u32 tile, u32 step) const { return tile + Traits::QTile::offset(lane % 16, step * 2 + lane / 16); }
+    SAPWOOD_DEVICE u32 query_hold() const { return shared.address + Traits::kQueryHold + warp_id() * 16 * Traits::QTile::kPitch; }
+
+    SAPWOOD_DEVICE void take_query(u32 stage) {
+        const u32 tile = shared.stage(stage) + row_block * 16 * Traits::QTile::kPitch;
+        if constexpr (Traits::kQueryInRegisters) {
+            SAPWOOD_UNROLL for (u32 step = 0; step < kSteps; ++step) ldmatrix_x4(query[step], a_address(tile, step));
+        } else {
+            // Too many registers: keep the warp's 16 rows in shared memory and read a fragment a step.
+            const u8* from = shared.base + (tile - shared.address);
+            u8* to = shared.base + (query_hold() - shared.address);
+            for (u32 i = lane; i < Traits::kHeadDim * 2; i += 32) {
+                reinterpret_cast<U32x4*>(to)[i] = reinterpret_cast<const U32x4*>(from)[i];
+            }
+        }
+    }
+
+    /// Soft-cap, where there is one.
+    template <u32 kBlocks>
+    SAPWOOD_DEVICE void transform(f32 (&s)[kBlocks][4]) const {
+        if constexpr (Traits::Score::kTransforms) {
+            SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) {
+                SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) s[i][j] = score.transform(s[i][j]);
+            }
+        }
+    }
+
+    /// -inf for what a row does not see. Most chunks are whole and seen by all 16 rows: those skip the mask.
+    template <u32 kCount>
+    SAPWOOD_DEVICE void mask_unless_whole(f32 (&s)[kCount * 2][4], const ChunkView (&chunks)[kCount]) const {
+        const u32 first = row_block * 16, end = min_u32(first + 16, row_end);
+        bool whole = true;
+        SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
+            whole = whole && chunks[c].tokens == abi::kChunkTokens && chunks[c].begin() <= first && chunks[c].end() >= end;
+        }
+        if (!whole) mask(s, chunks);
+    }
+    template <u32 kCount>
+    SAPWOOD_DEVICE void mask(f32 (&s)[kCount * 2][4], const ChunkView (&chunks)[kCount]) const {
+        const u32 row0 = row_block * 16 + lane / 4, row1 = row0 + 8;
+        SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
+            // One compare an element: 0 tokens count for a row that sees nothing here.
+            const u32 limit0 = chunks[c].sees(row0) ? chunks[c].tokens : 0, limit1 = chunks[c].sees(row1) ? chunks[c].tokens : 0;
+            SAPWOOD_UNROLL for (u32 n = 0; n < 2; ++n) {
+                SAPWOOD_UNROLL for (u32 j = 0; j < 2; ++j) {
+                    const u32 token = n * 8 + lane % 4 * 2 + j;
+                    if (token >= limit0) s[c * 2 + n][j] = -infinity();
+                    if (token >= limit1) s[c * 2 + n][2 + j] = -infinity();
+                }
+            }
+        }
+    }
+
+    /// Masked scores to weights, into the running maximum and sum. True if the output is still to be multiplied by `rescale`.
+    template <u32 kBlocks>
+    SAPWOOD_DEVICE bool weigh(f32 (&s)[kBlocks][4], f32 (&rescale)[2]) {
+        f32 m0 = -infinity(), m1 = -infinity();
+        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) {
+            m0 = max_f32(m0, max_f32(s[i][0], s[i][1]));
+            m1 = max_f32(m1, max_f32(s[i][2], s[i][3]));
+        }
+        const f32 factor = score.factor();
+        const bool raised = state.raise(m0 * factor, m1 * factor, rescale);
+        const f32 z0 = -state.finite(state.maximum[0]), z1 = -state.finite(state.maximum[1]);
+        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) {
+            s[i][0] = exp2_approx(fma_f32(s[i][0], factor, z0));
+            s[i][1] = exp2_approx(fma_f32(s[i][1], factor, z0));
+            s[i][2] = exp2_approx(fma_f32(s[i][2], factor, z1));
+            s[i][3] = exp2_approx(fma_f32(s[i][3], factor, z1));
+            state.sum[0] += s[i][0] + s[i][1];
+            state.sum[1] += s[i][2] + s[i][3];
+        }
+        return raised;
+    }
+};
+
+/// Weights of 16 rows and 16 keys as the A fragment of the next product: two neighbouring accumulators, packed.
+template <class Element>
+SAPWOOD_DEVICE void pack_weights(u32 (&p)[4], const f32 (&low)[4], const f32 (&high)[4]) {
+    p[0] = pack2<Element>(low[0], low[1]);
+    p[1] = pack2<Element>(low[2], low[3]);
+    p[2] = pack2<Element>(high[0], high[1]);
+    p[3] = pack2<Element>(high[2], high[3]);
+}
+
+}  // namespace sapwood::kernel

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+// Products by mma.sync: each warp by itself, on 16 rows and the chunks that some of them see. For every SM from 8.0.
+#pragma once
+
+#include "attention/decode_rows.h"
+
+namespace sapwood::kernel {
+
+template <class Traits>
+struct WarpProducts : DecodeRows<Traits> {
+    using Rows = DecodeRows<Traits>;
+    using Element = typename Traits::Element;
+    using Rows::lane;
+    using Rows::kSteps;
+    // Both chunks of a pair at once keep twice as many products in flight, where there are registers for their scores.
+    static constexpr bool kPairs =
+        Traits::kMoveRegisters || Traits::kHeadDimV < 128 || (Traits::kWarps == 4 && Traits::kHeadDimV < 256);
+
+    using Rows::Rows;
+
+    SAPWOOD_DEVICE void attend_item(RingPosition<Traits::kStages>& at, u32 tiles) {
+        u32 turn = 0;
+        for (u32 tile = 0; tile < tiles; ++tile) {
+            this->shared.ring.wait_full(at);
+            attend_tile(at.stage, turn);
+            this->release(at.stage);
+            at.advance();
+        }
+    }
+
+private:
+    /// Pairs of chunks go round the warps that share a row block; `turn` counts the item's pairs.
+    SAPWOOD_DEVICE void attend_tile(u32 stage, u32& turn) {
+        const u32 k_stage = this->shared.stage(stage), v_stage = k_stage + Traits::kKTileBytes;
+        for (u32 pair = 0; pair < Traits::kChunks / 2; ++pair) {
+            const bool mine = turn == this->part;
+            if (++turn >= this->parts) turn = 0;
+            if (!mine) continue;
+            const ChunkView chunks[2] = {this->chunk(stage, pair * 2), this->chunk(stage, pair * 2 + 1)};
+            const u32 k_tile = k_stage + pair * 32 * Traits::KTile::kPitch, v_tile = v_stage + pair * 32 * Traits::VTile::kPitch;
+            const bool first = sees(chunks[0]), second = sees(chunks[1]);
+            if (kPairs && first && second) {
+                attend<2>(k_tile, v_tile, chunks);
+                continue;
+            }
+            SAPWOOD_NO_UNROLL for (u32 c = 0; c < 2; ++c) {
+                if (c == 0 ? !first : !second) continue;
+                const ChunkView only[1] = {c == 0 ? chunks[0] : chunks[1]};
+                attend<1>(k_tile + c * 16 * Traits::KTile::kPitch, v_tile + c * 16 * Traits::VTile::kPitch, only);
+            }
+        }
+    }
+
+    SAPWOOD_DEVICE bool sees(const ChunkView& chunk) const { return chunk.meets(this->row_block * 16, 16); }
+
+    /// kCount neighbouring chunks of one tile, all of their keys at once. ldmatrix lane addresses: V takes row l%16, column l/16; K
+    /// takes row l%8 + 8*(l/16), column (l/8)%2.
+    template <u32 kCount>
+    SAPWOOD_DEVICE void attend(u32 k_tile, u32 v_tile, const ChunkView (&chunks)[kCount]) {
+        f32 s[kCount * 2][4] = {};
+        // With Q in shared memory, four steps at a time: all of them unrolled would have every fragment in flight and spill.
+        constexpr u32 kUnrolled = Traits::kQueryInRegisters ? kSteps : 4;
+        SAPWOOD_NO_UNROLL for (u32 first = 0; first < kSteps; first += kUnrolled) {
+            const RowAddresses<typename Traits::KTile> keys(k_tile + first * 32, lane % 8 + lane / 16 * 8, lane / 8 % 2);
+            SAPWOOD_UNROLL for (u32 i = 0; i < kUnrolled; ++i) {
+                u32 held[4];
+                if constexpr (!Traits::kQueryInRegisters) ldmatrix_x4(held, this->a_address(this->query_hold(), first + i));
+                const u32(&a)[4] = Traits::kQueryInRegisters ? this->query[Traits::kQueryInRegisters ? i : 0] : held;
+                SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
+                    u32 b[4];
+                    ldmatrix_x4(b, keys.at(i, c * 16));
+                    mma_16x8x16<Element>(s[c * 2], a, b[0], b[1]);
+                    mma_16x8x16<Element>(s[c * 2 + 1], a, b[2], b[3]);
+                }
+            }
+        }
+        this->transform(s);
+        this->mask_unless_whole(s, chunks);
+        f32 rescale[2];
+        if (this->weigh(s, rescale)) this->state.rescale_out(rescale[0], rescale[1]);
+        const RowAddresses<typename Traits::VTile> values(v_tile, lane % 16, lane / 16);
+        SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
+            u32 p[4];
+            pack_weights<Element>(p, s[c * 2], s[c * 2 + 1]);
+            SAPWOOD_UNROLL for (u32 d = 0; d < Traits::kHeadDimV / 16; ++d) {
+                u32 b[4];
+                ldmatrix_x4_trans(b, values.at(d, c * 16));
+                mma_16x8x16<Element>(this->state.out[d * 2], p, b[0], b[1]);
+                mma_16x8x16<Element>(this->state.out[d * 2 + 1], p, b[2], b[3]);
+            }
+        }
+    }
+};
+
+}  // namespace sapwood::kernel
