@@ -53,8 +53,11 @@ std::string reasons_text(unsigned long long reasons) {
     } kReasons[] = {{0x2, "application clocks"}, {0x4, "power cap"},         {0x8, "hardware slowdown"}, {0x10, "sync boost"},
                     {0x20, "software thermal"},  {0x40, "hardware thermal"}, {0x80, "power brake"}};
     std::string text;
-    for (const auto& reason : kReasons)
-        if (reasons & reason.bit) text += (text.empty() ? "" : ",") + std::string(reason.name);
+    for (const auto& reason : kReasons) {
+        if ((reasons & reason.bit) == 0) continue;
+        if (!text.empty()) text += ',';
+        text += reason.name;
+    }
     return text.empty() ? "none" : text;
 }
 

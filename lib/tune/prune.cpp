@@ -29,6 +29,10 @@ int blocks_per_sm(const DeviceFacts& device, int threads, int registers, int sha
 void apply_resource_model(const DecodeProblem& problem, const DeviceFacts& device, TuneCandidate& candidate) {
     const DecodeConfig& config = candidate.config;
     const std::string why = why_illegal(problem, config, device.limits);
+    // What no device of this SM could run, however large.
+    Limits boundless = device.limits;
+    boundless.max_shared_block = boundless.max_shared_sm = boundless.registers_sm = 1 << 28;
+    const bool impossible = !why.empty() && !why_illegal(problem, config, boundless).empty();
     // Shapes that make no kernel are refused before anything is computed from them.
     if (config.warps < 1 || config.producers < 1 || config.block_kv < 1 || config.stages < 1 || config.blocks < 1)
         return rule_out(candidate, "pruned:shape", why);
@@ -40,7 +44,8 @@ void apply_resource_model(const DecodeProblem& problem, const DeviceFacts& devic
     candidate.registers_available = registers.available;
     candidate.blocks_per_sm =
         blocks_per_sm(device, candidate.threads, std::min(registers.needed, registers.available), candidate.shared_bytes);
-    if (why.empty()) return;  // else the reason with the most telling name
+    if (why.empty()) return;
+    if (impossible) return rule_out(candidate, "pruned:shape", why);
     if (candidate.shared_bytes > device.limits.max_shared_block) return rule_out(candidate, "pruned:smem", why);
     if ((candidate.shared_bytes + device.limits.reserved_shared_block) * config.blocks > device.limits.max_shared_sm)
         return rule_out(candidate, "pruned:occupancy", why);

@@ -45,6 +45,7 @@ public:
             report_.failure = lost.what();
             report_.complete = false;
         }
+        take_out_drift();
         for (std::size_t i = 0; i < all_.size(); ++i) {
             if (samples_[i].empty()) {
                 // A survivor without a sample: time was up, or the device failed before its turn.
@@ -130,7 +131,7 @@ private:
         TuneCandidate& first = all_.front();
         const bool default_spills = first.compiled && first.spill_bytes > 0;
         drop_spilling(all_);
-        if (default_spills) first.status = "ok";  // slow or not, it is what everything is compared with
+        if (default_spills) first.status = "ok", first.reason.clear();  // slow or not, it is what everything is compared with
         for (const std::size_t i : running()) {
             if (!all_[i].compiled) continue;
             tell(i, 0);
@@ -163,6 +164,26 @@ private:
             all_[i].status = "crash";
             all_[i].reason = error.what();
         }
+    }
+
+    /// Candidates take turns, so that what slows the clocks slows a whole turn: each turn is divided by how slow it was for those
+    /// that took part. Else a drift would count as noise of every candidate, and hide differences that are there.
+    void take_out_drift() {
+        std::vector<double> medians(samples_.size());
+        std::size_t turns = 0;
+        for (std::size_t i = 0; i < samples_.size(); ++i) {
+            medians[i] = median(i);
+            turns = std::max(turns, samples_[i].size());
+        }
+        std::vector<double> slow(turns, 1);
+        for (std::size_t turn = 0; turn < turns; ++turn) {
+            std::vector<double> ratios;
+            for (std::size_t i = 0; i < samples_.size(); ++i)
+                if (samples_[i].size() > turn) ratios.push_back(samples_[i][turn] / medians[i]);
+            if (ratios.size() > 2) slow[turn] = middle(ratios);
+        }
+        for (auto& samples : samples_)
+            for (std::size_t turn = 0; turn < samples.size(); ++turn) samples[turn] /= slow[turn];
     }
 
     double median(std::size_t i) const { return statistics_of(samples_[i]).median; }
