@@ -93,12 +93,29 @@ TuneOptions tune_options(const TuneArgs& args) {
     return options;
 }
 
+support::DecodeCase TuneJob::build() const {
+    support::DecodeCase built = support::build_case(spec, variant, {.runs_without_pages = runs});
+    built.head_dim_v = problem.head_dim_v;
+    return built;
+}
+
 JobList tune_jobs(const TuneArgs& args) {
     JobList list;
     std::pair<int, int> shard = {1, 1};
     if (!args.shard.empty()) shard = parse_shard(args.shard);
     std::set<std::pair<tune::Bucket, tune::Sizes>> seen;
     std::map<tune::Bucket, int> in_bucket;
+    const auto take = [&](TuneJob job) {
+        if (!seen.emplace(job.bucket, job.sizes).second) {
+            ++list.same;
+        } else if (shard_of(job.bucket, shard.second) != shard.first) {
+            ++list.other_shards;
+        } else if (++in_bucket[job.bucket] > args.per_bucket) {
+            ++list.crowded;
+        } else {
+            list.jobs.push_back(std::move(job));
+        }
+    };
     for (const std::string& file : args.workloads) {
         Selection selection = args.filter;
         selection.file = file;
@@ -119,19 +136,14 @@ JobList tune_jobs(const TuneArgs& args) {
                                     .head_dim = variant.head_dim,
                                     .dtype = variant.dtype,
                                     .page_size = runs ? 0 : variant.page_size});
+            job.runs = runs;
             job.sizes = tune::sizes_of(job.problem, order);
             job.bucket = tune::bucket_of(job.problem, job.sizes);
-            if (!seen.emplace(job.bucket, job.sizes).second) {
-                ++list.same;
-            } else if (shard_of(job.bucket, shard.second) != shard.first) {
-                ++list.other_shards;
-            } else if (++in_bucket[job.bucket] > args.per_bucket) {
-                ++list.crowded;
-            } else {
-                list.jobs.push_back(std::move(job));
-            }
+            take(std::move(job));
         }
     }
+    if (!args.trace.empty())
+        for (TuneJob& job : trace_jobs(args.trace)) take(std::move(job));
     return list;
 }
 

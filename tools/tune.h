@@ -33,6 +33,10 @@ struct TuneJob {
     DecodeProblem problem;  // complete
     tune::Sizes sizes;
     tune::Bucket bucket;
+    bool runs = false;        // without a page table
+    std::uint64_t calls = 0;  // of a trace
+
+    support::DecodeCase build() const;
 };
 
 struct JobList {
@@ -40,6 +44,7 @@ struct JobList {
     std::size_t same = 0, crowded = 0, other_shards = 0;  // left out: equal sizes, more than --per-bucket, not of this shard
 };
 JobList tune_jobs(const TuneArgs& args);
+std::vector<TuneJob> trace_jobs(const std::string& file);
 /// Options of the library's search that the arguments stand for.
 TuneOptions tune_options(const TuneArgs& args);
 /// "4m", "90s", "1h", "45" in seconds; 0 for "".

@@ -84,7 +84,7 @@ int tune_offline(const TuneArgs& args) {
     for (std::size_t index = 0; index < list.jobs.size(); ++index) {
         const TuneJob& job = list.jobs[index];
         progress.step(index, job.title);
-        const support::DecodeCase which = support::build_case(job.spec, job.variant, args.filter.build_options());
+        const support::DecodeCase which = job.build();
         tune::CandidateSet set =
             tune::find_candidates(job.problem, which.forest, order_of(which.forest), device, tune_options(args), {});
         std::vector<KernelKey> keys;

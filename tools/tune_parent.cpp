@@ -171,8 +171,9 @@ public:
         }
         print_outcomes(args_, outcomes, (now_ms() - start_ms_) / 1000);
         std::FILE* notes = args_.json.to_stdout() ? stderr : stdout;
-        std::fprintf(notes, "left out: %zu of equal sizes, %zu beyond %d a bucket, %zu of other shards\n", list_.same,
-                     list_.crowded, args_.per_bucket, list_.other_shards);
+        std::fprintf(notes,
+                     "left out: %zu of equal sizes, %zu beyond %d a bucket, %zu of other shards, %zu that do not fit the device\n",
+                     list_.same, list_.crowded, args_.per_bucket, list_.other_shards, too_large_);
         if (!waiting_.empty() || unfinished_ > 0)
             std::fprintf(notes, "%zu not begun and %zu not finished within %s; the same command goes on where this one ended\n",
                          waiting_.size(), unfinished_, args_.budget.empty() ? "this run" : args_.budget.c_str());
@@ -201,6 +202,9 @@ private:
             } else if (event == "failed") {
                 failures_.push_back(list_.jobs[said.at("job").get<std::size_t>()].title + ": " +
                                     said.at("error").get<std::string>());
+                worker.job.reset();
+            } else if (event == "skipped") {
+                ++too_large_;
                 worker.job.reset();
             } else if (event == "done") {
                 done(worker, said);
@@ -326,7 +330,7 @@ private:
     std::string gpu_;
     std::vector<TuneOutcome> outcomes_;
     std::vector<std::string> failures_;
-    std::size_t finished_ = 0, unfinished_ = 0;
+    std::size_t finished_ = 0, unfinished_ = 0, too_large_ = 0;
     bool hung_ = false;
 };
 

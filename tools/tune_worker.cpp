@@ -259,13 +259,15 @@ private:
         TuneOptions options = tune_options(args_);
         options.progress = tell;
         options.seconds = asked.value("seconds", 0.0);
-        const support::DecodeCase which = support::build_case(job.spec, job.variant, args_.filter.build_options());
+        const support::DecodeCase which = job.build();
         const ForestOrder order = order_of(which.forest);
         tune::CandidateSet set = tune::find_candidates(job.problem, which.forest, order, facts_, options, wanted(job, compared));
         const auto already = known(job, asked);
         const double bytes = static_cast<double>(which.kv_bytes());
-        if (bytes > 0.8 * static_cast<double>(facts_.memory_bytes))
-            throw std::runtime_error("K and V of " + bytes_text(bytes) + " do not fit the device");
+        if (device_ && bytes > 0.8 * static_cast<double>(facts_.memory_bytes)) {
+            channel_.send({{"event", "skipped"}, {"job", index}});
+            return true;
+        }
 
         TuneReport report;
         const bool fresh = tune::needs_measuring(set, already);

@@ -56,6 +56,7 @@ private:
     void* start_ = nullptr;
     void* stop_ = nullptr;
     std::map<DecodeConfig, Ready, Less> ready_;
+    std::vector<float> values_of_;  // a 16-bit pattern
     std::vector<float> reference_, reference_lse_;
     std::size_t next_set_ = 0;
 };
