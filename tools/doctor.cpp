@@ -8,6 +8,7 @@
 #include "cuda/nvrtc.h"
 #include "host/host.h"
 #include "jit/disk_cache.h"
+#include "tune/epoch.h"
 
 namespace sapwood::tool {
 namespace {
@@ -80,6 +81,12 @@ nlohmann::json cache(const std::string& directory) {
     return found;
 }
 
+nlohmann::json tuning(const std::string& cache_directory) {
+    return {{"code", tune::code_digest()},
+            {"epoch", tune::tuning_epoch().number},
+            {"records", ask_or_error([&] { return Engine({.target = "auto", .cache_dir = cache_directory}).describe_tuning(); })}};
+}
+
 std::string field(const nlohmann::json& of, const char* name) {
     if (!of.contains(name)) return {};
     return of.at(name).is_string() ? of.at(name).get<std::string>() : of.at(name).dump();
@@ -120,6 +127,9 @@ void print(const nlohmann::json& all) {
                 field(cache, "damaged").c_str());
     if (cache.contains("free_bytes")) std::printf(", %s free", bytes_text(cache.at("free_bytes").get<double>()).c_str());
     std::printf("\n");
+    const auto& tuned = all.at("tuning");
+    std::printf("tuning       %s\n             kernels %s, epoch %s\n", field(tuned, "records").c_str(), field(tuned, "code").c_str(),
+                field(tuned, "epoch").c_str());
     for (const env::Variable& variable : env::variables())
         if (const auto set = env::get(variable.name)) std::printf("set          %s=%s\n", variable.name, set->c_str());
 }
@@ -142,7 +152,8 @@ void add_doctor(CLI::App& app, Action& action) {
                                         {"cuda", driver()},
                                         {"nvrtc", nvrtc()},
                                         {"host", host_compiler()},
-                                        {"cache", cache(options->cache)}};
+                                        {"cache", cache(options->cache)},
+                                        {"tuning", tuning(options->cache)}};
             if (options->json) {
                 std::printf("%s\n", all.dump(2).c_str());
             } else {

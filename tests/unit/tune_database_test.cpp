@@ -111,7 +111,7 @@ TEST_CASE("tune record: the best over several problems of a bucket; unknown fiel
     CHECK(tune::same_config(record.best(kSm, kPolicy), config_of(1)));  // wrong once is out
 
     std::string json = text(record);
-    json.replace(json.find("\"schema\": 1"), 11, "\"schema\": 1, \"from_later\": {\"x\": [1]}");
+    json.replace(json.find("\"schema\":1"), 10, "\"schema\":1, \"from_later\": {\"x\": [1]}");
     json.replace(json.find("\"median_us\""), 11, "\"energy\": 3, \"median_us\"");
     std::string fault;
     const auto again = tune::record_from(json, &fault);
