@@ -28,6 +28,7 @@
 namespace sapwood::tool {
 namespace {
 
+constexpr double kMostCopies = 400;  // of a K and V so small that they would have to be thousands
 constexpr double kExactBytes = 1e9;  // larger K and V are a random block, repeated: host memory and time
 
 /// The results go to the descriptor that was standard output; what others print there goes to standard error.
@@ -129,7 +130,8 @@ tune::Provenance provenance_of(const tune::DeviceFacts& device, const DevicePtr&
             .sms = device.limits.sms,
             .sm_mhz = board.sm_mhz,
             .memory_mhz = board.memory_mhz,
-            .power_limit_w = board.power_limit_w};
+            .power_limit_w = board.power_limit_w,
+            .cuda_driver = info.driver_version};
 }
 
 /// Times from the cost model with a little noise: everything but the measuring can be tested without a GPU.
@@ -165,7 +167,9 @@ public:
             const support::Inputs inputs = support::make_inputs(which);
             first_.emplace(device, which, inputs);
             // At least three sets below twice the wanted size; above it one streams the L2 out by itself.
-            const int copies = bytes >= 2 * wanted || bytes == 0 ? 1 : std::max(3, static_cast<int>(std::ceil(wanted / bytes)) + 1);
+            const int copies = bytes >= 2 * wanted || bytes == 0
+                                   ? 1
+                                   : static_cast<int>(std::clamp(std::ceil(wanted / bytes) + 1, 3.0, kMostCopies));
             for (int i = 1; i < copies; ++i)
                 kv_.push_back({DeviceBuffer(device, inputs.k.data(), inputs.k.bytes()),
                                DeviceBuffer(device, inputs.v.data(), inputs.v.bytes())});
@@ -244,6 +248,12 @@ private:
         if (const tune::Lookup near = mine.find(job.bucket, job.problem, {}); near.match != TuneMatch::fallback)
             wanted.push_back(near.config);
         const tune::RecordStore store(args_.db);
+        // What did well on another problem of the bucket: a configuration for all of them must have been measured on each.
+        if (const auto record = store.load(environment_, job.bucket))
+            for (const tune::Measured& other : record->measured)
+                for (const tune::Timing& timing : other.timings)
+                    if (timing.candidate.measured() && timing.candidate.samples >= policy_.rounds[2])
+                        wanted.push_back(timing.candidate.config);
         for (const tune::Environment& old : store.environments())
             if (old.same_device(environment_) && old.code != environment_.code)
                 if (const auto record = store.load(old, job.bucket)) wanted.push_back(record->best(old.sm, policy_));

@@ -29,9 +29,10 @@ struct TuneCandidate {
     bool compiled = false;
 
     std::int64_t items = 0, partial_rows = 0;
-    double model_us = 0;       ///< the planner's expectation with this configuration
-    double arithmetic_us = 0;  ///< of the busiest resource but memory
-    double cost_us = 0;        ///< what candidates are ranked by
+    std::vector<DecodeConfig> same;  ///< of the same kernel, and planning the same work items: "pruned:same-plan"
+    double model_us = 0;             ///< the planner's expectation with this configuration
+    double arithmetic_us = 0;        ///< of the busiest resource but memory
+    double cost_us = 0;              ///< what candidates are ranked by
 
     double median_us = 0, mad_us = 0;  ///< of one call, as TunePolicy measures it
     int samples = 0;                   ///< 0: not measured
@@ -73,6 +74,7 @@ struct TuneReport {
     double floor_us = 0;   ///< bytes that every kernel must move, at 3.0 TB/s
     bool complete = true;  ///< false: time was up, or the device failed
     std::string failure;   ///< why the device can measure no more in this process; empty if it can
+    /// The candidate of this configuration, or the one that stands for it (TuneCandidate::same); null if there is none.
     const TuneCandidate* find(const DecodeConfig& config) const;
 };
 

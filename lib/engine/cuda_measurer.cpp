@@ -192,9 +192,14 @@ void CudaMeasurer::capture(Ready& ready) {
                      1;
     }
     launch(next());
-    const double once = std::max(1.0, time([&] {
-                                          for (int i = 0; i < 4; ++i) launch(next());
-                                      }) / 4);
+    // Launches one by one take longer than in a graph unless the device has a queue of them.
+    double once = 0;
+    for (const int count : {2, 16}) {
+        once = std::max(1.0, time([&] {
+                                 for (int i = 0; i < count; ++i) launch(next());
+                             }) / count);
+        if (once > 100) break;
+    }
     // Every set has its turn in each graph, so that none is in L2 when its turn comes again.
     const double asked = std::ceil(policy_.least_graph_us / once);
     ready.calls = static_cast<int>(std::clamp(std::max(asked, static_cast<double>(sets_.size())), 1.0, double{kMostCalls}));

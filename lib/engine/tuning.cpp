@@ -22,7 +22,8 @@ tune::DeviceFacts facts_of(const TargetSetup& setup) {
             .name = info.name,
             .max_threads_sm = info.max_threads_per_sm,
             .l2_bytes = info.l2_bytes,
-            .memory_bytes = info.memory_bytes};
+            .memory_bytes = info.memory_bytes,
+            .cuda_driver = info.driver_version};
 }
 
 Tuning::Tuning(const EngineOptions& options, const TargetSetup& setup, const std::filesystem::path& cache_root) {
@@ -38,6 +39,7 @@ Tuning::Tuning(const EngineOptions& options, const TargetSetup& setup, const std
     auto database = std::make_unique<tune::Database>(facts_of(setup), directory_);
     for (const std::string& fault : database->faults())
         log::warning_once(fault, "tuning record left out: " + fault + "; remove it, or tune again");
+    if (!database->other_driver().empty()) log::warning_once("tune-driver", database->other_driver());
     if (database->size() > 0) database_ = std::move(database);
 }
 

@@ -135,6 +135,7 @@ CandidateSet find_candidates(const DecodeProblem& problem, const Forest& forest,
         for (std::size_t j = 0; j < i; ++j) {
             if (prints[j] == prints[i] && found[j].status == "ok" && same_kernel(found[j].config, candidate.config)) {
                 drop(candidate, "pruned:same-plan", "plans the same work items as " + config_text(found[j].config));
+                found[j].same.push_back(candidate.config);
                 break;
             }
         }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "tune/config_fields.h"
 
+#include <algorithm>
 #include <charconv>
 
 namespace sapwood::tune {
@@ -38,6 +39,21 @@ constexpr ConfigField kFields[] = {
 // A field that is missing above would be lost in every record.
 static_assert(sizeof(DecodeConfig) == sizeof(std::int32_t) * std::size(kFields));
 
+template <class Wanted>
+std::string text_of(const DecodeConfig& config, const Wanted& wanted) {
+    std::string text;
+    for (const ConfigField& field : kFields) {
+        const std::int32_t value = field.get(config);
+        if (value == 0 || !wanted(field)) continue;
+        if (!text.empty()) text += ',';
+        text += field.name;
+        text += '=';
+        text += static_cast<std::size_t>(value) < field.values.size() ? field.values[static_cast<std::size_t>(value)]
+                                                                      : std::to_string(value);
+    }
+    return text;
+}
+
 }  // namespace
 
 std::span<const ConfigField> config_fields() { return kFields; }
@@ -69,17 +85,23 @@ DecodeConfig with_fixed(DecodeConfig config, const DecodeConfig& fixed) {
 }
 
 std::string config_text(const DecodeConfig& config) {
-    std::string text;
-    for (const ConfigField& field : kFields) {
-        const std::int32_t value = field.get(config);
-        if (value == 0) continue;
-        if (!text.empty()) text += ',';
-        text += field.name;
-        text += '=';
-        text += static_cast<std::size_t>(value) < field.values.size() ? field.values[static_cast<std::size_t>(value)]
-                                                                      : std::to_string(value);
+    return text_of(config, [](const ConfigField&) { return true; });
+}
+
+std::string plan_text(const DecodeConfig& config) {
+    return text_of(config, [](const ConfigField& field) { return !field.in_kernel; });
+}
+
+bool parse_plan(DecodeConfig& kernel, std::string_view text) {
+    for (const ConfigField& field : kFields)
+        if (!field.in_kernel) field.set(kernel, 0);
+    for (std::size_t at = 0; at < text.size();) {
+        const std::size_t end = std::min(text.find(',', at), text.size()), equals = std::min(text.find('=', at), end);
+        if (equals == end || !set_field(kernel, text.substr(at, equals - at), text.substr(equals + 1, end - equals - 1)))
+            return false;
+        at = end + 1;
     }
-    return text;
+    return true;
 }
 
 bool set_field(DecodeConfig& config, std::string_view name, std::string_view value) {

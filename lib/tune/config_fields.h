@@ -33,6 +33,10 @@ bool agrees(const DecodeConfig& config, const DecodeConfig& fixed);
 DecodeConfig with_fixed(DecodeConfig config, const DecodeConfig& fixed);
 /// The fields that are not 0, short and in order: "mainloop=mma,warps=8,block_kv=64,split=2".
 std::string config_text(const DecodeConfig& config);
+/// The same of the fields that only change the plan: "split=2"; "" if the planner chooses them.
+std::string plan_text(const DecodeConfig& config);
+/// `kernel` with the plan's fields as plan_text gave them; false if the text is none.
+bool parse_plan(DecodeConfig& kernel, std::string_view text);
 /// Sets a field by name to a number or a value's name; false if there is no such field or value.
 bool set_field(DecodeConfig& config, std::string_view name, std::string_view value);
 

@@ -12,6 +12,11 @@
 #include "tune/record_store.h"
 
 namespace sapwood::tune {
+namespace {
+
+std::string version(int number) { return std::to_string(number / 1000) + "." + std::to_string(number % 1000 / 10); }
+
+}  // namespace
 
 Database::Database(const DeviceFacts& device, const std::filesystem::path& directory, bool with_embedded) : device_(device) {
     if (!directory.empty()) add_directory(directory);
@@ -42,6 +47,12 @@ void Database::add_directory(const std::filesystem::path& directory) {
             Choice choice = {.best = record.best(environment.sm, policy)};
             for (const auto& [config, ratio] : record.ranked(environment.sm)) choice.ranked.push_back(config);
             source.choices.emplace(record.bucket, std::move(choice));
+            for (const auto& [id, run] : record.runs) {
+                if (run.cuda_driver == device_.cuda_driver || run.cuda_driver == 0 || device_.cuda_driver == 0) continue;
+                other_driver_ = "tuning records in " + directory.string() + " were measured with a driver for CUDA " +
+                                version(run.cuda_driver) + ", this one is for " + version(device_.cuda_driver) +
+                                "; they are used, tune again to be sure";
+            }
         }
         add(std::move(source));
     }

@@ -42,6 +42,9 @@ public:
     std::size_t size() const noexcept;
     const std::vector<std::string>& faults() const noexcept { return faults_; }  // records that could not be read
 
+    /// What to say if the user's records were measured with another driver: they are used all the same. Empty if not.
+    const std::string& other_driver() const noexcept { return other_driver_; }
+
 private:
     using Choices = std::unordered_map<Bucket, Choice, BucketHash>;
     struct Source {
@@ -57,6 +60,7 @@ private:
     DeviceFacts device_;
     std::vector<Source> sources_;  // in order of precedence
     std::vector<std::string> faults_;
+    std::string other_driver_;
 };
 
 /// The choices of a set of records as one small JSON text, and back.

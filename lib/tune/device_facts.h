@@ -15,6 +15,7 @@ struct DeviceFacts {
     int max_threads_sm = 2048;
     std::int64_t l2_bytes = 50'000'000;
     std::int64_t memory_bytes = 0;
+    int cuda_driver = 0;  // 13000; 0 where there is none
 };
 
 }  // namespace sapwood::tune

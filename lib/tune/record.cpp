@@ -27,6 +27,15 @@ const Timing* find_timing(const Measured& measured, const DecodeConfig& config) 
     return nullptr;
 }
 
+/// Of the configuration, or of one that plans the same work for the same kernel.
+const Timing* find_equivalent(const Measured& measured, const DecodeConfig& config) {
+    if (const Timing* timing = find_timing(measured, config)) return timing;
+    for (const Timing& timing : measured.timings)
+        for (const DecodeConfig& same : timing.candidate.same)
+            if (same_config(same, config)) return &timing;
+    return nullptr;
+}
+
 void sort_timings(Measured& measured, int sm) {
     const PreferenceOrder before(sm);
     std::sort(measured.timings.begin(), measured.timings.end(), [&](const Timing& a, const Timing& b) {
@@ -49,6 +58,12 @@ std::vector<TuneCandidate> aggregate(const Record& record, int sm) {
         least.push_back(best);
     }
     Measured sorted = record.measured.front();
+    if (record.measured.size() > 1) {
+        const std::size_t own = sorted.timings.size();
+        for (std::size_t i = 0; i < own; ++i)
+            for (const DecodeConfig& same : std::vector(sorted.timings[i].candidate.same))
+                if (find_timing(sorted, same) == nullptr) sorted.timings.push_back({.candidate = {.config = same}});
+    }
     sort_timings(sorted, sm);
     for (const Timing& first : sorted.timings) {
         TuneCandidate sum;
@@ -57,7 +72,7 @@ std::vector<TuneCandidate> aggregate(const Record& record, int sm) {
         int samples = 0;
         bool everywhere = true;
         for (std::size_t i = 0; i < record.measured.size() && everywhere; ++i) {
-            const Timing* timing = find_timing(record.measured[i], sum.config);
+            const Timing* timing = find_equivalent(record.measured[i], sum.config);
             everywhere = timing != nullptr && timing->candidate.measured() && least[i] > 0;
             if (!everywhere) break;
             const TuneCandidate& c = timing->candidate;
@@ -106,7 +121,7 @@ Environment environment_of(const DeviceFacts& device, const TunePolicy& policy) 
 
 std::string Provenance::id() const {
     return hex_of({gpu, uuid, driver, nvrtc, throttle, tool, code, date, std::to_string(sm), std::to_string(sms),
-                   std::to_string(sm_mhz), std::to_string(memory_mhz), std::to_string(power_limit_w)},
+                   std::to_string(sm_mhz), std::to_string(memory_mhz), std::to_string(power_limit_w), std::to_string(cuda_driver)},
                   12);
 }
 

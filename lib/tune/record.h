@@ -35,6 +35,7 @@ Environment environment_of(const DeviceFacts& device, const TunePolicy& policy);
 struct Provenance {
     std::string gpu, uuid, driver, nvrtc, throttle, tool, code, date;  // date: "2026-11-21T13:05:00Z"
     int sm = 0, sms = 0, sm_mhz = 0, memory_mhz = 0, power_limit_w = 0;
+    int cuda_driver = 0;     // 13000: the version of the driver's interface
     std::string id() const;  // 12 hex digits over all fields
     bool operator==(const Provenance&) const = default;
 };

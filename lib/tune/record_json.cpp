@@ -60,6 +60,7 @@ json timing_json(const Timing& timing) {
     object["smem"] = c.shared_bytes;
     if (c.compiled) object["regs"] = c.registers, object["spill"] = c.spill_bytes;
     if (c.cost_us > 0) object["model_us"] = c.model_us, object["cost_us"] = c.cost_us;
+    for (const DecodeConfig& same : c.same) object["same"].push_back(plan_text(same));
     object["run"] = timing.run;
     object["date"] = timing.date;
     return with(std::move(object), timing.rest);
@@ -80,6 +81,10 @@ Timing timing_from(const json& value) {
     c.compiled = c.registers >= 0;
     c.registers = std::max(0, c.registers);
     fields.take("model_us", c.model_us), fields.take("cost_us", c.cost_us);
+    for (const json& same : fields.take("same")) {
+        c.same.push_back(c.config);
+        if (!parse_plan(c.same.back(), same.get<std::string>())) throw std::runtime_error("\"same\" holds " + same.dump());
+    }
     fields.take("run", timing.run);
     fields.take("date", timing.date);
     timing.rest = fields.rest();
@@ -126,6 +131,7 @@ json provenance_json(const Provenance& p) {
             {"clocks", {{"sm", p.sm_mhz}, {"mem", p.memory_mhz}}},
             {"throttle", p.throttle},
             {"power_limit_w", p.power_limit_w},
+            {"cuda_driver", p.cuda_driver},
             {"tool", p.tool},
             {"code", p.code},
             {"date", p.date}};
@@ -137,7 +143,7 @@ Provenance provenance_from(const json& value) {
     fields.take("gpu", p.gpu), fields.take("uuid", p.uuid), fields.take("sm", p.sm), fields.take("sms", p.sms);
     fields.take("driver", p.driver), fields.take("nvrtc", p.nvrtc), fields.take("throttle", p.throttle);
     fields.take("power_limit_w", p.power_limit_w), fields.take("tool", p.tool), fields.take("code", p.code);
-    fields.take("date", p.date);
+    fields.take("date", p.date), fields.take("cuda_driver", p.cuda_driver);
     if (const json clocks = fields.take("clocks"); clocks.is_object()) {
         p.sm_mhz = clocks.value("sm", 0);
         p.memory_mhz = clocks.value("mem", 0);

@@ -288,6 +288,9 @@ namespace sapwood {
 const TuneCandidate* TuneReport::find(const DecodeConfig& config) const {
     for (const TuneCandidate& candidate : candidates)
         if (tune::same_config(candidate.config, config)) return &candidate;
+    for (const TuneCandidate& candidate : candidates)
+        for (const DecodeConfig& same : candidate.same)
+            if (tune::same_config(same, config)) return &candidate;
     return nullptr;
 }
 

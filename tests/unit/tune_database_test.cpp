@@ -109,6 +109,14 @@ TEST_CASE("tune record: the best over several problems of a bucket; unknown fiel
     record = joined(record, record_of(sizes_of(68, 8192),
                                       {timed(config_of(0), 20), timed(config_of(1), 19), timed(config_of(2), 15, "wrong")}, "d"));
     CHECK(tune::same_config(record.best(kSm, kPolicy), config_of(1)));  // wrong once is out
+    // Split 4 is the fastest of one problem, and the same plan as split 1 in the other.
+    TuneCandidate also = timed(config_of(1), 15);
+    also.same = {config_of(4)};
+    tune::Record twins =
+        record_of(sizes_of(64, 8192), {timed(config_of(0), 20), timed(config_of(1), 20), timed(config_of(4), 15)}, "d");
+    twins = joined(record_of(sizes_of(66, 8192), {timed(config_of(0), 20), also}, "d"), twins);
+    CHECK(tune::same_config(twins.best(kSm, kPolicy), config_of(4)));
+    CHECK(text(*tune::record_from(text(twins), nullptr)) == text(twins));
 
     std::string json = text(record);
     json.replace(json.find("\"schema\":1"), 10, "\"schema\":1, \"from_later\": {\"x\": [1]}");
@@ -147,6 +155,19 @@ TEST_CASE("tune database: exact, near, other GPU, default; damage is a record th
     // Another board of this SM; an SM that cannot run it; kernels that have changed.
     CHECK(ask(tune::Database(facts("NVIDIA H200"), dir.path(), false), bucket(64, 8192)).match == TuneMatch::other_gpu);
     CHECK(tune::Database(facts("A10", "sm_86"), dir.path(), false).size() == 0);
+    // Another driver: used, and said.
+    const auto with_driver = [](int driver) {
+        tune::DeviceFacts device = facts();
+        device.cuda_driver = driver;
+        return device;
+    };
+    tune::Record dated = record_of(sizes_of(2, 512), {timed(config_of(0), 20)}, "d");
+    dated.runs.begin()->second.cuda_driver = 12080;
+    test::TempDir other_driver;
+    tune::RecordStore(other_driver.path()).save(here, dated, kPolicy);
+    const tune::Database warned(with_driver(13000), other_driver.path(), false);
+    CHECK((warned.size() == 1 && warned.other_driver().find("12.8") != std::string::npos));
+    CHECK(tune::Database(with_driver(12080), other_driver.path(), false).other_driver().empty());
     tune::Environment old = here;
     old.code = "0123456789abcdef";
     test::TempDir stale;
