@@ -94,6 +94,7 @@ public:
         to_ = -1;
         ready = false;
     }
+    bool finished() const { return to_ < 0; }
     /// Complete lines that have come; false at the end of the stream.
     bool receive(std::vector<std::string>& lines) {
         char buffer[65536];
@@ -120,7 +121,9 @@ public:
     double heard_ms = 0;
     std::string config;  // at work
     std::optional<std::size_t> job;
-    bool ready = false;
+    bool ready = false;    // for a job
+    bool hung = false;     // and was killed for it
+    bool greeted = false;  // has said what it runs on
 
 private:
     int device_;
@@ -155,7 +158,7 @@ public:
             std::erase(workers_, nullptr);
             for (auto& worker : workers_) {
                 if (worker->job && now_ms() - worker->heard_ms > args_.hang_s * 1000) {
-                    hung_ = true;
+                    worker->hung = true;
                     worker->kill_it();
                 }
             }
@@ -193,7 +196,15 @@ private:
             const auto said = nlohmann::json::parse(line);
             const std::string event = said.at("event");
             if (event == "hello") {
-                environment_ = tune::environment_from(said.at("environment").get<std::string>(), nullptr);
+                const auto environment = tune::environment_from(said.at("environment").get<std::string>(), nullptr);
+                worker.greeted = true;
+                if (environment_ && environment && *environment != *environment_) {
+                    failures_.push_back(text("device %d is %s, the others %s: tune each kind in a run of its own", worker.device(),
+                                             environment->gpu.c_str(), environment_->gpu.c_str()));
+                    worker.finish();
+                    continue;
+                }
+                environment_ = environment;
                 gpu_ = said.at("gpu");
                 worker.ready = true;
             } else if (event == "work") {
@@ -302,17 +313,17 @@ private:
         const int device = worker.device();
         const std::optional<std::size_t> job = worker.job;
         std::string how = worker.end();
-        if (std::exchange(hung_, false)) how = text("hung: no word for %.0f s", args_.hang_s);
+        if (worker.hung) how = text("hung: no word for %.0f s", args_.hang_s);
         if (job) {
             progress_.clear();
             std::fprintf(stderr, "tune: worker of device %d %s at %s with %s; going on without it\n", device, how.c_str(),
                          list_.jobs[*job].title.c_str(), worker.config.empty() ? "no candidate" : worker.config.c_str());
             crashed(*job, worker.config, how);
-        } else if (!environment_) {
+        } else if (!worker.greeted) {
             failures_.push_back(text("the worker of device %d %s before its first job", device, how.c_str()));
             return nullptr;
         }
-        if (waiting_.empty() || (budget_s_ > 0 && spent_s() > budget_s_)) return nullptr;
+        if (waiting_.empty() || worker.finished() || (budget_s_ > 0 && spent_s() > budget_s_)) return nullptr;
         return std::make_unique<Process>(args_, device);
     }
 
@@ -331,7 +342,6 @@ private:
     std::vector<TuneOutcome> outcomes_;
     std::vector<std::string> failures_;
     std::size_t finished_ = 0, unfinished_ = 0, too_large_ = 0;
-    bool hung_ = false;
 };
 
 }  // namespace

@@ -15,10 +15,13 @@ namespace {
 
 constexpr std::int64_t kGib = std::int64_t{1} << 30;
 
-/// Worth keeping: what holds of the configuration on this device, not of one run's choice of candidates.
+/// Worth keeping: what holds of the configuration on this device, not of one run's choice of candidates. What the resource model
+/// says of a kernel is said once, not for each of its plans.
 bool lasting(const TuneCandidate& c) {
-    return c.status != "unmeasured" && c.status != "pruned:rank" && c.status != "pruned:same-plan" && c.status != "pruned:caller" &&
-           c.status != "pruned:shape";
+    if (c.compiled || c.samples > 0) return c.status != "unmeasured";
+    return c.status == "crash" || c.status == "build-failed" ||
+           ((c.status == "pruned:smem" || c.status == "pruned:registers" || c.status == "pruned:occupancy") &&
+            plan_text(c.config).empty());
 }
 
 const Timing* find_timing(const Measured& measured, const DecodeConfig& config) {
