@@ -71,8 +71,8 @@ struct DecodeParams {
     const ItemRequest* requests;
     const Chunk* chunks;
     const Merge* merges;
-    float* partial_out;  // [slots, kv_heads, group, head_dim_v]
-    float* partial_lse;  // [slots, kv_heads, group], natural logarithm
+    float* partial_out;       // [slots, kv_heads, group, head_dim_v]
+    float* partial_exponent;  // [slots, kv_heads, group], base-2 logarithm of the part's sum of exponentials
     Counters* counters;
     long long q_request_stride, out_request_stride;
     unsigned q_head_stride, out_head_stride;

@@ -43,7 +43,7 @@ PlanBuffers::PlanBuffers(std::shared_ptr<Memory> memory, const DecodePlan::Impl&
     base_.requests = static_cast<abi::ItemRequest*>(at(requests));
     base_.chunks = static_cast<abi::Chunk*>(at(chunks));
     base_.merges = static_cast<abi::Merge*>(at(merges));
-    base_.partial_lse = static_cast<float*>(at(lse));
+    base_.partial_exponent = static_cast<float*>(at(lse));
     base_.partial_out = static_cast<float*>(at(out));
     base_.kv_heads = static_cast<unsigned>(problem.kv_heads);
     base_.item_capacity = static_cast<unsigned>(plan.capacity.items);

@@ -71,7 +71,7 @@ DecodeConfig Tuning::choose(const DecodeProblem& problem, const ForestOrder& ord
                                                    lookup.rejected + "; tune again for this device");
         }
     }
-    return choose_config(problem, config, limits);
+    return choose_config(problem, order, config, limits);
 }
 
 std::unique_ptr<DecodePlan::Impl> Tuning::plan(const DecodeProblem& asked, const Forest& forest, const DecodeConfig& config,

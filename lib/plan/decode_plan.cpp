@@ -62,17 +62,19 @@ DecodePlanInfo describe(const DecodePlan::Impl& plan, const ForestOrder& order, 
     return info;
 }
 
-}  // namespace
-
-SplitInput DecodePlan::Impl::split_input() const {
+SplitInput split_input_of(const DecodeProblem& problem, const DecodeConfig& config, const Limits& limits) {
     return {.kv_heads = problem.kv_heads,
             .group = group_of(problem),
-            .resident_blocks = grid(),
+            .resident_blocks = limits.sms * config.blocks,
             .sms = limits.sms,
             .block_kv = config.block_kv,
             .unit_rows = config.mainloop == Mainloop::wgmma ? 64 : 16,
             .aimed = config.split};
 }
+
+}  // namespace
+
+SplitInput DecodePlan::Impl::split_input() const { return split_input_of(problem, config, limits); }
 
 void DecodePlan::Impl::plan(const Forest& forest, const ForestOrder& order, const DecodeLimits* asked) {
     // Wide blocks re-read shared KV least; narrower ones may spread the work more evenly without partial results. The covers for a
@@ -92,7 +94,7 @@ void DecodePlan::Impl::plan(const Forest& forest, const ForestOrder& order, cons
             cover = std::move(other);
             split = std::move(its);
         }
-        if (narrow.capacity * group_of(problem) <= 16) break;
+        if (narrow.capacity * group_of(problem) <= split_input().unit_rows) break;
     }
     WorkList fresh;
     fresh.build(order, cover, model, split_input(), split, static_cast<std::size_t>(forest.node_capacity()));
@@ -112,10 +114,22 @@ void DecodePlan::Impl::plan(const Forest& forest, const ForestOrder& order, cons
     ++revision;
 }
 
+DecodeConfig choose_config(const DecodeProblem& problem, const ForestOrder& order, const DecodeConfig& asked,
+                           const Limits& limits) {
+    const DecodeConfig config = choose_config(problem, asked, limits);
+    if (asked.mainloop != Mainloop::choose ||
+        !row_heavy(order, cost_model(problem, config), split_input_of(problem, config, limits)))
+        return config;
+    DecodeConfig warpgroups = asked;
+    warpgroups.mainloop = Mainloop::wgmma;
+    return find_config(problem, warpgroups, limits).value_or(config);
+}
+
 std::unique_ptr<DecodePlan::Impl> make_decode_plan(const DecodeProblem& asked_problem, const Forest& forest,
                                                    const DecodeConfig& config, const DecodeLimits& asked, const Limits& limits) {
     const DecodeProblem problem = complete(asked_problem);
-    return make_decode_plan(problem, forest, order_of(forest), choose_config(problem, config, limits), asked, limits);
+    const ForestOrder order = order_of(forest);
+    return make_decode_plan(problem, forest, order, choose_config(problem, order, config, limits), asked, limits);
 }
 
 std::unique_ptr<DecodePlan::Impl> make_decode_plan(const DecodeProblem& problem, const Forest& forest, const ForestOrder& order,

@@ -35,6 +35,9 @@ struct DecodePlan::Impl {
     int grid() const { return limits.sms * config.blocks; }
 };
 
+/// The configuration for this forest: choose_config (plan/tiles.h), and the main loop that suits how its rows share keys.
+DecodeConfig choose_config(const DecodeProblem& problem, const ForestOrder& order, const DecodeConfig& asked, const Limits& limits);
+
 /// A complete plan, configuration chosen where `config` leaves it open.
 std::unique_ptr<DecodePlan::Impl> make_decode_plan(const DecodeProblem& problem, const Forest& forest, const DecodeConfig& config,
                                                    const DecodeLimits& asked, const Limits& limits);

@@ -44,8 +44,25 @@ ChunkCost chunk_cost(const CostModel& model, const SplitInput& input) {
     cost.first_read = model.token_bytes * abi::kChunkTokens;
     cost.again = cost.first_read * model.reread;
     cost.unit_rows = input.unit_rows;
-    cost.unit = (input.unit_rows == 64 ? kWarpgroupMicroseconds : kWarpMicroseconds) / 4 * kBytesPerMicrosecond / input.sms * model.token_bytes / 512;
+    cost.unit = (input.unit_rows == 64 ? kWarpgroupMicroseconds : kWarpMicroseconds) / 4 * kBytesPerMicrosecond / input.sms *
+                model.token_bytes / 512;
     return cost;
+}
+
+bool row_heavy(const ForestOrder& order, const CostModel& model, const SplitInput& input) {
+    constexpr double kRowsAnSm = 48, kArithmeticToLoads = 0.25;
+    const double rows = static_cast<double>(order.requests.size()) * input.group * input.kv_heads;
+    if (rows < kRowsAnSm * input.sms) return false;
+    const ChunkCost cost = chunk_cost(model, input);
+    double loads = 0, arithmetic = 0;
+    for (const ForestOrder::Entry& entry : order.entries) {
+        const double chunks = static_cast<double>(entry.padded) / abi::kChunkTokens;
+        const std::int32_t units =
+            ((entry.request_end - entry.request_begin) * input.group + input.unit_rows - 1) / input.unit_rows;
+        loads += chunks * cost.first_read;
+        arithmetic += chunks * units * cost.unit;
+    }
+    return arithmetic > kArithmeticToLoads * loads;
 }
 
 Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel& model, const SplitInput& input) {

@@ -128,9 +128,10 @@ std::string why_illegal(const DecodeProblem& problem, const DecodeConfig& config
     return {};
 }
 
-DecodeConfig choose_config(const DecodeProblem& problem, const DecodeConfig& asked, const Limits& limits) {
+std::optional<DecodeConfig> find_config(const DecodeProblem& problem, const DecodeConfig& asked, const Limits& limits,
+                                        std::string* reason) {
     const auto fixed = [](int asked_value, int value) { return asked_value != 0 ? asked_value : value; };
-    std::string reason;
+    std::string first_reason;
     // In order of preference, `stages` the fewest to accept: wide blocks re-read shared KV least. A ring of two cannot load one
     // stage, hold one in use and have one in reserve; it is taken only where nothing else fits (head dim 256 in 99 KB).
     const DecodeConfig wide = {.mainloop = Mainloop::mma, .warps = 8, .producers = 4, .block_kv = 64, .stages = 3, .blocks = 1};
@@ -153,9 +154,16 @@ DecodeConfig choose_config(const DecodeProblem& problem, const DecodeConfig& ask
             config.stages = stages;
             const std::string why = why_illegal(problem, config, limits);
             if (why.empty()) return config;
-            if (reason.empty()) reason = config.to_string() + " " + why;
+            if (first_reason.empty()) first_reason = config.to_string() + " " + why;
         }
     }
+    if (reason != nullptr) *reason = first_reason;
+    return std::nullopt;
+}
+
+DecodeConfig choose_config(const DecodeProblem& problem, const DecodeConfig& asked, const Limits& limits) {
+    std::string reason;
+    if (const auto found = find_config(problem, asked, limits, &reason)) return *found;
     raise(asked.to_string() == DecodeConfig{}.to_string() ? ErrorCode::kUnsupportedDevice : ErrorCode::kInvalidProblem,
           "no decode configuration for head dims " + std::to_string(problem.head_dim) + "/" + std::to_string(problem.head_dim_v) +
               " runs on " + limits.target + ": " + reason);
@@ -178,10 +186,10 @@ const char* tune_match_name(TuneMatch match) noexcept {
 }
 
 std::string DecodeConfig::to_string() const {
-    return "{\"mainloop\":\"" + std::string(mainloop_name(mainloop)) + "\",\"warps\":" + std::to_string(warps) + ",\"producers\":" + std::to_string(producers) +
-           ",\"block_kv\":" + std::to_string(block_kv) + ",\"stages\":" + std::to_string(stages) +
-           ",\"blocks\":" + std::to_string(blocks) + ",\"split\":" + std::to_string(split) +
-           ",\"rows\":" + std::to_string(rows) + "}";
+    return "{\"mainloop\":\"" + std::string(mainloop_name(mainloop)) + "\",\"warps\":" + std::to_string(warps) +
+           ",\"producers\":" + std::to_string(producers) + ",\"block_kv\":" + std::to_string(block_kv) +
+           ",\"stages\":" + std::to_string(stages) + ",\"blocks\":" + std::to_string(blocks) +
+           ",\"split\":" + std::to_string(split) + ",\"rows\":" + std::to_string(rows) + "}";
 }
 
 }  // namespace sapwood

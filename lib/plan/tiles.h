@@ -2,6 +2,7 @@
 // Tile sizes of the decode kernel: which can run, and which is taken when the caller leaves them open.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "attention/decode_layout.h"
@@ -29,5 +30,10 @@ std::string why_illegal(const DecodeProblem& problem, const DecodeConfig& config
 /// The configuration for a problem: fields that `asked` fixes are kept, the others chosen. Throws kUnsupportedDevice with the
 /// reason when nothing legal is left, kInvalidProblem when the fixed fields are illegal by themselves.
 DecodeConfig choose_config(const DecodeProblem& problem, const DecodeConfig& asked, const Limits& limits);
+
+/// The same; nothing, and why, where nothing legal is left. Mainloop::choose is Mainloop::mma here: what suits a forest better is
+/// the planner's affair.
+std::optional<DecodeConfig> find_config(const DecodeProblem& problem, const DecodeConfig& asked, const Limits& limits,
+                                        std::string* reason = nullptr);
 
 }  // namespace sapwood

@@ -114,7 +114,7 @@ CandidateSet find_candidates(const DecodeProblem& problem, const Forest& forest,
                          return order_of_preference(a.config, b.config);
                      });
     // The default is a candidate whatever the caller restricts: everything is compared with it. It comes first, so ties are its.
-    const DecodeConfig by_default = choose_config(problem, options.fix, device.limits);
+    const DecodeConfig by_default = choose_config(problem, order, options.fix, device.limits);
     std::erase_if(found, [&](const TuneCandidate& c) { return same_config(c.config, by_default); });
     found.insert(found.begin(), TuneCandidate{.config = by_default});
     apply_resource_model(problem, device, found.front());

@@ -42,6 +42,7 @@ struct DecodeConsumer {
         rows.row_end = all.rows;
         rows.row_block = unit % blocks * Traits::kUnitWarps + warp % Traits::kUnitWarps;
         rows.part = unit / blocks < all.parts ? unit / blocks : kIdle;
+        rows.first_row = rows.row_block / Traits::kUnitWarps * Traits::kUnitWarps * 16;
         if (lane_id() == 0) shared.note(warp) = {item.request_begin, all.rows, header->kv_head, 0};
         if constexpr (kTargetsEarly) targets.find(params, item.request_begin, all.rows, rows.row_block);
         rows.take_query(at.stage);
@@ -83,6 +84,7 @@ SAPWOOD_DEVICE void decode(const abi::DecodeParams& params) {
     const DecodeShared<Traits> shared;
     if (thread_id() == 0) {
         shared.ring.init(DecodeProducer<Traits>::kFullArrivals, Traits::kComputeThreads);
+        mbarrier_init(shared.address + Traits::kStagger, Traits::kUnitWarps * 32);
         // All blocks that will ever wait for each other are resident once all have said so, and the next kernel waits by itself.
         let_later_kernels_start();
     }

@@ -55,7 +55,6 @@ SAPWOOD_DEVICE void add_parts(const DecodeShared<Traits>& shared, u32 stage, Sof
     }
 }
 
-template <class Traits>
 SAPWOOD_DEVICE abi::ItemRequest load_request(const abi::DecodeParams& params, u32 index) {
     const u64 bits = load_readonly_8(params.requests + index);
     return {static_cast<int>(static_cast<u32>(bits)), static_cast<int>(static_cast<u32>(bits >> 32))};
@@ -67,6 +66,13 @@ SAPWOOD_DEVICE u8* out_row(const abi::DecodeParams& params, int request, u32 kv_
            static_cast<u64>(kv_head * Traits::kGroup + in_group) * params.out_head_stride;
 }
 
+template <class Traits>
+SAPWOOD_DEVICE void write_lse(const abi::DecodeParams& params, int request, u32 kv_head, u32 in_group, const RowEnd& end) {
+    if (params.lse == nullptr) return;
+    const u64 heads = static_cast<u64>(params.kv_heads) * Traits::kGroup;
+    store_f32(params.lse + static_cast<u64>(request) * heads + kv_head * Traits::kGroup + in_group, end.lse());
+}
+
 /// Where this lane's two rows of a row block go.
 template <class Traits>
 struct RowTargets {
@@ -75,10 +81,24 @@ struct RowTargets {
         SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
             const u32 row = row_block * 16 + lane_id() / 4 + h * 8;
             entry[h] = {0, abi::kUnseen};
-            if (row < rows) entry[h] = load_request<Traits>(params, request_begin + row / Traits::kGroup);
+            if (row < rows) entry[h] = load_request(params, request_begin + row / Traits::kGroup);
         }
     }
 };
+
+/// Swaps rows and columns of the 4x4 words that four neighbouring lanes hold: word j of lane l becomes word l of lane j.
+SAPWOOD_DEVICE void quad_transpose(u32 (&x)[4]) {
+    const u32 lane = lane_id();
+    const auto swap = [lane](u32& low, u32& high, u32 bit) {
+        const bool upper = (lane & bit) != 0;
+        const u32 got = shfl(upper ? low : high, lane ^ bit);
+        (upper ? low : high) = got;
+    };
+    swap(x[0], x[1], 1);
+    swap(x[2], x[3], 1);
+    swap(x[0], x[2], 2);
+    swap(x[1], x[3], 2);
+}
 
 /// One 16-row block of a finished item: each row final or partial.
 template <class Traits>
@@ -90,24 +110,27 @@ SAPWOOD_DEVICE void write_rows(const abi::DecodeParams& params, const RowTargets
         const u32 row = row_block * 16 + lane / 4 + h * 8;
         const u32 in_group = row % Traits::kGroup;
         const abi::ItemRequest& entry = targets.entry[h];
-        const f32 inverse = state.inverse_sum(h);
-        const f32 lse = state.lse(h);
-        if (entry.slot == abi::kFinal) {
-            u8* out = out_row<Traits>(params, entry.request, kv_head, in_group) + lane % 4 * 4;
-            SAPWOOD_UNROLL for (u32 i = 0; i < Traits::kHeadDimV / 8; ++i) {
-                store_4(out + i * 16, pack2<Element>(state.out[i][h * 2] * inverse, state.out[i][h * 2 + 1] * inverse));
+        const RowEnd end = state.end(h);
+        const bool final = entry.slot == abi::kFinal;
+        if (final && lane % 4 == 0) write_lse<Traits>(params, entry.request, kv_head, in_group, end);
+        if (warp_any(final)) {
+            // A lane's own columns are pairs, eight apart: exchanged in fours, they are 16 bytes a store and whole sectors.
+            u8* out = final ? out_row<Traits>(params, entry.request, kv_head, in_group) + lane % 4 * 16 : nullptr;
+            SAPWOOD_UNROLL for (u32 i = 0; i < Traits::kHeadDimV / 8; i += 4) {
+                u32 x[4];
+                SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) x[j] =
+                    pack2<Element>(state.out[i + j][h * 2] * end.inverse, state.out[i + j][h * 2 + 1] * end.inverse);
+                quad_transpose(x);
+                if (final) store_16(out + i * 16, x[0], x[1], x[2], x[3]);
             }
-            if (params.lse != nullptr && lane % 4 == 0) {
-                const u64 heads = static_cast<u64>(params.kv_heads) * Traits::kGroup;
-                store_f32(params.lse + static_cast<u64>(entry.request) * heads + kv_head * Traits::kGroup + in_group, lse);
-            }
-        } else if (entry.slot >= 0) {
+        }
+        if (entry.slot >= 0) {
             const u64 part = (static_cast<u64>(entry.slot) * params.kv_heads + kv_head) * Traits::kGroup + in_group;
+            if (lane % 4 == 0) store_f32(params.partial_exponent + part, end.exponent);
             f32* out = params.partial_out + part * Traits::kHeadDimV + lane % 4 * 2;
             SAPWOOD_UNROLL for (u32 i = 0; i < Traits::kHeadDimV / 8; ++i) {
-                store_f32x2(out + i * 8, state.out[i][h * 2] * inverse, state.out[i][h * 2 + 1] * inverse);
+                store_f32x2(out + i * 8, state.out[i][h * 2] * end.inverse, state.out[i][h * 2 + 1] * end.inverse);
             }
-            if (lane % 4 == 0) store_f32(params.partial_lse + part, lse);
         }
     }
 }

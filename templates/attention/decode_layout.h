@@ -41,9 +41,11 @@ constexpr unsigned decode_query_hold_bytes(const DecodeShape& s) {
 }
 /// Ticket mailbox, a note of the item for each compute warp.
 constexpr unsigned decode_small_bytes(const DecodeShape& s) { return 16 + s.warps * 16; }
+/// Full and empty of each stage, and the one by which warpgroups start in turn.
+constexpr unsigned decode_barrier_bytes(const DecodeShape& s) { return (2 * s.stages + 1) * 8; }
 constexpr unsigned decode_shared_bytes(const DecodeShape& s) {
     return s.stages * (decode_stage_bytes(s) + decode_header_bytes(s)) + decode_query_hold_bytes(s) + decode_small_bytes(s) +
-           2 * s.stages * 8;
+           align_up(decode_barrier_bytes(s), 16);
 }
 
 }  // namespace sapwood::abi

@@ -10,7 +10,7 @@
 
 namespace sapwood::kernel {
 
-/// Adds up the parts of one query row, a warp a row: weights exp(lse_i - max), an empty part has weight 0.
+/// Adds up the parts of one query row, a warp a row: weights 2^(exponent_i - max), an empty part has weight 0.
 template <class Traits>
 SAPWOOD_DEVICE void merge_row(const abi::DecodeParams& params, const abi::Merge& entry, u32 kv_head, u32 in_group) {
     using Element = typename Traits::Element;
@@ -36,15 +36,15 @@ SAPWOOD_DEVICE void merge_row(const abi::DecodeParams& params, const abi::Merge&
         }
     };
     for (u32 begin = 0; begin < parts; begin += 32) {
-        const f32 lse =
-            begin + lane < parts ? load_shared_by_blocks(params.partial_lse + first + (begin + lane) * stride) : -infinity();
+        const f32 exponent =
+            begin + lane < parts ? load_shared_by_blocks(params.partial_exponent + first + (begin + lane) * stride) : -infinity();
         load(begin);  // before the weights are known: one trip to L2 instead of two
-        f32 peak = lse;
+        f32 peak = exponent;
         SAPWOOD_UNROLL for (u32 mask = 16; mask > 0; mask /= 2) peak = max_f32(peak, shfl_xor(peak, mask));
         peak = max_f32(peak, maximum);
         const f32 base = peak == -infinity() ? 0.0f : peak;
-        const f32 old = exp2_approx((maximum - base) * 1.4426950408889634f);
-        const f32 weight = exp2_approx((lse - base) * 1.4426950408889634f);
+        const f32 old = exp2_approx(maximum - base);
+        const f32 weight = exp2_approx(exponent - base);
         f32 total = weight;
         SAPWOOD_UNROLL for (u32 mask = 16; mask > 0; mask /= 2) total += shfl_xor(total, mask);
         sum = sum * old + total;
@@ -65,19 +65,16 @@ SAPWOOD_DEVICE void merge_row(const abi::DecodeParams& params, const abi::Merge&
             }
         }
     }
-    const f32 inverse = sum > 0 ? 1.0f / sum : 0.0f;
+    const RowEnd end(maximum, sum);
     u8* to = out_row<Traits>(params, entry.request, kv_head, in_group);
     SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) {
         const u32 vector = n * 32 + lane;
         if (vector < Traits::kHeadDimV / 4) {
-            store_8(to + vector * 8, pack2<Element>(out[n][0] * inverse, out[n][1] * inverse),
-                    pack2<Element>(out[n][2] * inverse, out[n][3] * inverse));
+            store_8(to + vector * 8, pack2<Element>(out[n][0] * end.inverse, out[n][1] * end.inverse),
+                    pack2<Element>(out[n][2] * end.inverse, out[n][3] * end.inverse));
         }
     }
-    if (params.lse != nullptr && lane == 0) {
-        const f32 lse = sum > 0 ? maximum + log2_approx(sum) * 0.6931471805599453f : -infinity();
-        store_f32(params.lse + static_cast<u64>(entry.request) * stride + kv_head * Traits::kGroup + in_group, lse);
-    }
+    if (lane == 0) write_lse<Traits>(params, entry.request, kv_head, in_group, end);
 }
 
 /// Called by every compute warp of a block that has drawn its last ticket; `finished` of the launch's `items` are its own.

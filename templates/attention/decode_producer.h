@@ -67,20 +67,17 @@ struct DecodeProducer {
         words->item = item;
     }
 
-    /// Byte offset in q of the row that this lane looks up for its warp, one for each 32 rows.
+    /// Request of the query row that this lane looks up for its warp, one for each 32 rows.
     struct QueryRows {
-        u64 offset[kRowGroups];
+        u32 request[kRowGroups];
     };
     SAPWOOD_DEVICE QueryRows find_query() const {
         QueryRows found;
         SAPWOOD_UNROLL for (u32 g = 0; g < kRowGroups; ++g) {
             const u32 row = warp * kRows + g * 32 + lane;
-            found.offset[g] = 0;
-            if (row < item.requests * Traits::kGroup) {
-                const u32 request = load_readonly_4(&params.requests[item.request_begin + row / Traits::kGroup].request);
-                found.offset[g] = static_cast<u64>(request) * static_cast<u64>(params.q_request_stride) +
-                                  static_cast<u64>(row % Traits::kGroup) * params.q_head_stride;
-            }
+            found.request[g] = 0;
+            if (row < item.requests * Traits::kGroup)
+                found.request[g] = load_readonly_4(&params.requests[item.request_begin + row / Traits::kGroup].request);
         }
         return found;
     }
@@ -96,9 +93,9 @@ struct DecodeProducer {
             if (begin >= rows) break;
             SAPWOOD_NO_UNROLL for (u32 i = 0; i < kCount; i += 32) {
                 const u32 local = (i + lane) / kColumns, column = (i + lane) % kColumns;
-                const u64 from = static_cast<u64>(shfl(static_cast<u32>(found.offset[g] >> 32), local)) << 32 |
-                                 shfl(static_cast<u32>(found.offset[g]), local);
                 const u32 row = begin + local;
+                const u64 from = static_cast<u64>(shfl(found.request[g], local)) * static_cast<u64>(params.q_request_stride) +
+                                 static_cast<u64>(row % Traits::kGroup) * params.q_head_stride;
                 // Rows past the end are zeros: their scores must not be NaN, or a shared maximum vote would see them.
                 cp_async_16(shared.stage(at.stage) + Traits::QTile::offset(row, column), head + from + column * 16,
                             row < rows ? 16 : 0);
@@ -130,8 +127,7 @@ struct DecodeProducer {
         }
         write_header(abi::StageKind::tile);
         const u32 k_stage = shared.stage(at.stage) + warp * kTokens * Traits::KTile::kPitch;
-        const u32 v_stage =
-            shared.stage(at.stage) + Traits::kKTileBytes + warp * kTokens * Traits::VTile::kPitch;
+        const u32 v_stage = shared.stage(at.stage) + Traits::kKTileBytes + warp * kTokens * Traits::VTile::kPitch;
         SAPWOOD_UNROLL for (u32 c = 0; c < kOwnChunks; ++c) {
             const u32 tokens = tokens_of(words, c);
             // Padding: warps do not read it; a warpgroup multiplies whole tiles, and what lies there must not be NaN.
@@ -157,8 +153,8 @@ struct DecodeProducer {
             constexpr u32 kRowsAStep = 32 / kColumns;
             // The rows of one step have the keys of its first row, XOR the row within the step: one XOR with a constant.
             const u32 lane_column = (lane % 8 ^ Tile::key(lane / kColumns)) * 16;
-            const u32 lane_to = stage + (chunk * abi::kChunkTokens + lane / kColumns) * Tile::kPitch +
-                                lane % kColumns / 8 * Tile::kGroupStride;
+            const u32 lane_to =
+                stage + (chunk * abi::kChunkTokens + lane / kColumns) * Tile::kPitch + lane % kColumns / 8 * Tile::kGroupStride;
             SAPWOOD_UNROLL for (u32 first = 0; first < abi::kChunkTokens; first += kRowsAStep) {
                 const u32 to = lane_to + first * Tile::kPitch + (lane_column ^ Tile::key(first) * 16);
                 copy_16<kWhole>(to, base + lane % kColumns * 16, shfl(own_row, chunk * abi::kChunkTokens + first + lane / kColumns),

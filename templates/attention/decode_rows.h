@@ -15,9 +15,7 @@ struct ChunkView {
     SAPWOOD_DEVICE u32 end() const { return rows >> 16; }
     SAPWOOD_DEVICE bool sees(u32 row) const { return row >= begin() && row < end(); }
     /// Some row of [first, first + count) sees keys of this chunk.
-    SAPWOOD_DEVICE bool meets(u32 first, u32 count) const {
-        return begin() < first + count && end() > first && begin() < end();
-    }
+    SAPWOOD_DEVICE bool meets(u32 first, u32 count) const { return begin() < first + count && end() > first && begin() < end(); }
 };
 
 template <class Traits>
@@ -31,7 +29,8 @@ struct DecodeRows {
     u32 query[Traits::kQueryInRegisters ? kSteps : 1][4];
     // Of the item: this warp's block of 16 rows, and its turn among the `parts` units that share the rows.
     u32 row_block = 0, part = 0, parts = 1;
-    u32 row_end = 0;  // of the item's rows; those behind are of no consequence
+    u32 first_row = 0;  // of the unit
+    u32 row_end = 0;    // of the item's rows; those behind are of no consequence
 
     SAPWOOD_DEVICE DecodeRows(const abi::DecodeParams& params, const DecodeShared<Traits>& s)
         : shared(s), score(params), lane(lane_id()) {}
@@ -76,7 +75,7 @@ struct DecodeRows {
     /// -inf for what a row does not see. Most chunks are whole and seen by all 16 rows: those skip the mask.
     template <u32 kCount>
     SAPWOOD_DEVICE void mask_unless_whole(f32 (&s)[kCount * 2][4], const ChunkView (&chunks)[kCount]) const {
-        const u32 first = row_block * 16, end = min_u32(first + 16, row_end);
+        const u32 first = row_block * 16, end = first + 16;
         bool whole = true;
         SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
             whole = whole && chunks[c].tokens == abi::kChunkTokens && chunks[c].begin() <= first && chunks[c].end() >= end;
@@ -102,22 +101,31 @@ struct DecodeRows {
     /// Masked scores to weights, into the running maximum and sum. True if the output is still to be multiplied by `rescale`.
     template <u32 kBlocks>
     SAPWOOD_DEVICE bool weigh(f32 (&s)[kBlocks][4], f32 (&rescale)[2]) {
-        f32 m0 = -infinity(), m1 = -infinity();
+        // Maxima and sums as trees: in a row each would wait for the one before.
+        f32 m0[kBlocks], m1[kBlocks];
         SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) {
-            m0 = max_f32(m0, max_f32(s[i][0], s[i][1]));
-            m1 = max_f32(m1, max_f32(s[i][2], s[i][3]));
+            m0[i] = max_f32(s[i][0], s[i][1]);
+            m1[i] = max_f32(s[i][2], s[i][3]);
+        }
+        SAPWOOD_UNROLL for (u32 half = kBlocks / 2; half > 0; half /= 2) {
+            SAPWOOD_UNROLL for (u32 i = 0; i < half; ++i) {
+                m0[i] = max_f32(m0[i], m0[i + half]);
+                m1[i] = max_f32(m1[i], m1[i + half]);
+            }
         }
         const f32 factor = score.factor();
-        const bool raised = state.raise(m0 * factor, m1 * factor, rescale);
+        const bool raised = state.raise(m0[0] * factor, m1[0] * factor, rescale);
         const f32 z0 = -state.finite(state.maximum[0]), z1 = -state.finite(state.maximum[1]);
+        f32 sum[4] = {};
         SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) {
             s[i][0] = exp2_approx(fma_f32(s[i][0], factor, z0));
             s[i][1] = exp2_approx(fma_f32(s[i][1], factor, z0));
             s[i][2] = exp2_approx(fma_f32(s[i][2], factor, z1));
             s[i][3] = exp2_approx(fma_f32(s[i][3], factor, z1));
-            state.sum[0] += s[i][0] + s[i][1];
-            state.sum[1] += s[i][2] + s[i][3];
+            SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) sum[j] += s[i][j];
         }
+        state.sum[0] += sum[0] + sum[1];
+        state.sum[1] += sum[2] + sum[3];
         return raised;
     }
 };

@@ -44,7 +44,8 @@ struct DecodeTraits : Config {
     static constexpr u32 kMailbox = kQueryHold + abi::decode_query_hold_bytes(kShape);
     static constexpr u32 kNotes = kMailbox + 16;
     static constexpr u32 kBarriers = kNotes + Config::kWarps * 16;
-    static_assert(kBarriers + 2 * Config::kStages * 8 == abi::decode_shared_bytes(kShape));
+    static constexpr u32 kStagger = kBarriers + 2 * Config::kStages * 8;
+    static_assert(abi::align_up(kStagger + 8, 16) == abi::decode_shared_bytes(kShape));
 };
 
 /// First words of a stage's header; the tile's chunks follow at byte 32.

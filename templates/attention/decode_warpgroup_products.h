@@ -25,16 +25,19 @@ struct WarpgroupProducts : DecodeRows<Traits> {
     /// those with V, and only the former are waited for.
     SAPWOOD_DEVICE void attend_item(Position& at, u32 tiles) {
         u32 left = tiles, turn = 0;
+        stagger(tiles);
         while (find_tile(at, left, turn, tiles)) {
             u32 stage = at.stage;
+            ChunkView all = all_;
             f32 s[8][4];
             u32 p[4][4];
             wgmma_fence();
             multiply_keys(s, stage);
             wgmma_wait<0>();
             settle_scores(s);
+            signal();
             for (;;) {
-                weigh_tile(s, stage, p);
+                weigh_tile(s, stage, all, p);
                 at.advance();
                 // Only as far ahead as the ring reaches while this tile is held.
                 if (!find_tile(at, left, turn, kAhead)) break;
@@ -45,6 +48,7 @@ struct WarpgroupProducts : DecodeRows<Traits> {
                 settle_scores(s);
                 before_ = stage;
                 stage = at.stage;
+                all = all_;
             }
             wgmma_fence();
             multiply_values(p, stage);
@@ -59,29 +63,49 @@ private:
     static constexpr u32 kUnits = Traits::kWarps / 4;
     static constexpr u32 kAhead = kUnits < Traits::kStages ? kUnits : Traits::kStages - 1;
     u32 before_ = kNone;  // the stage whose V is still being multiplied
+    ChunkView all_{0, 0};  // rows that see every key of the tile found last
+    bool signals_ = false;
+    u32 staggered_ = 0;  // items, modulo 2
+
+    /// Two warpgroups that start on the same tile multiply together and then take exponentials together: half of the time the tensor
+    /// cores have nothing to do. On long items the second one starts when the first has its first scores. (Not on short ones: the
+    /// first could be two items ahead, and the barrier's parity would not tell.)
+    SAPWOOD_DEVICE void stagger(u32 tiles) {
+        if (kUnits != 2 || this->parts != 1 || tiles < 2 * Traits::kStages) return;
+        const u32 barrier = this->shared.address + Traits::kStagger;
+        signals_ = this->first_row == 0;
+        if (!signals_) mbarrier_wait(barrier, staggered_);
+        staggered_ ^= 1;
+    }
+    SAPWOOD_DEVICE void signal() {
+        if (signals_) mbarrier_arrive(this->shared.address + Traits::kStagger);
+        signals_ = false;
+    }
 
     /// Stands at the next tile that this warpgroup works on, of the next `reach`; tiles go round the warpgroups that share rows, and
     /// those that none of its rows sees are given back at once. False if there is none. The same in all four warps, which multiply
     /// together.
     SAPWOOD_DEVICE bool find_tile(Position& at, u32& left, u32& turn, u32 reach) {
-        const u32 first_row = this->row_block / 4 * 64;
         for (; reach > 0 && left > 0; --reach, at.advance()) {
             --left;
             this->shared.ring.wait_full(at);
             const bool mine = turn == this->part;
             if (++turn >= this->parts) turn = 0;
-            const ChunkView some{this->shared.chunks(at.stage)[1].tile_rows, 0};
-            if (mine && some.meets(first_row, 64)) {
+            const abi::Chunk* chunks = this->shared.chunks(at.stage);
+            const ChunkView some{chunks[1].tile_rows, 0};
+            all_ = {chunks[0].tile_rows, 0};
+            if (mine && some.meets(this->first_row, 64)) {
                 fence_async_proxy();  // the tile was written by cp.async
                 return true;
             }
             this->release(at.stage);
+            signal();
         }
         return false;
     }
 
     SAPWOOD_DEVICE void multiply_keys(f32 (&s)[8][4], u32 stage) {
-        const u64 keys = wgmma_panel(this->shared.stage(stage));
+        const u32 keys = wgmma_panel(this->shared.stage(stage));
         SAPWOOD_UNROLL for (u32 step = 0; step < kSteps; ++step) {
             const u32 at = step / 4 * Traits::KTile::kGroupStride + step % 4 * 32;
             wgmma_64x64x16<Element, false>(s, this->query[step], wgmma_advance(keys, at), step > 0);
@@ -89,7 +113,7 @@ private:
         wgmma_commit();
     }
     SAPWOOD_DEVICE void multiply_values(u32 (&p)[4][4], u32 stage) {
-        const u64 values = wgmma_panel(this->shared.stage(stage) + Traits::kKTileBytes);
+        const u32 values = wgmma_panel(this->shared.stage(stage) + Traits::kKTileBytes);
         SAPWOOD_UNROLL for (u32 panel = 0; panel < kPanels; ++panel) {
             SAPWOOD_UNROLL for (u32 c = 0; c < 4; ++c) {
                 const u32 at = panel * Traits::VTile::kGroupStride + c * 16 * Traits::VTile::kPitch;
@@ -100,11 +124,9 @@ private:
     }
 
     /// Scores to weights, packed; then the products with V of the tile before are complete.
-    SAPWOOD_DEVICE void weigh_tile(f32 (&s)[8][4], u32 stage, u32 (&p)[4][4]) {
+    SAPWOOD_DEVICE void weigh_tile(f32 (&s)[8][4], u32 stage, ChunkView all, u32 (&p)[4][4]) {
         this->transform(s);
-        const u32 first_row = this->row_block / 4 * 64, end_row = min_u32(first_row + 64, this->row_end);
-        const ChunkView all{this->shared.chunks(stage)[0].tile_rows, 0};
-        if (all.begin() > first_row || all.end() < end_row) {
+        if (all.begin() > this->first_row || all.end() < min_u32(this->first_row + 64, this->row_end)) {
             const ChunkView chunks[4] = {this->chunk(stage, 0), this->chunk(stage, 1), this->chunk(stage, 2), this->chunk(stage, 3)};
             this->mask(s, chunks);
         }

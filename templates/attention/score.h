@@ -33,7 +33,7 @@ struct SoftcapScore {
     f32 exponent_scale;
     f32 cap_log2;
     SAPWOOD_DEVICE explicit SoftcapScore(const abi::DecodeParams& params)
-        : exponent_scale(params.scale_log2 * 2.8853900817779268f), cap_log2(params.softcap_log2) {}
+        : exponent_scale(params.scale_log2 * (2 * kLog2E)), cap_log2(params.softcap_log2) {}
     SAPWOOD_DEVICE f32 factor() const { return 1.0f; }
     SAPWOOD_DEVICE f32 transform(f32 product) const {
         const f32 e = exp2_approx(product * exponent_scale);  // +inf for large products: 2 / inf = 0

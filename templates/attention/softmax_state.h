@@ -6,6 +6,16 @@
 
 namespace sapwood::kernel {
 
+/// What becomes of a row when all of its keys (of this part) have been seen.
+struct RowEnd {
+    f32 inverse;   // factor of the output
+    f32 exponent;  // base-2 logarithm of the sum of exponentials; -inf for an empty row
+    SAPWOOD_DEVICE RowEnd(f32 maximum, f32 sum)
+        : inverse(sum > 0 ? reciprocal(sum) : 0.0f), exponent(sum > 0 ? maximum + log2_approx(sum) : -infinity()) {}
+    /// Natural logarithm, as callers see it.
+    SAPWOOD_DEVICE f32 lse() const { return exponent * kLn2; }
+};
+
 /// `maximum` is a base-2 exponent near the row's largest (see raise); `sum` is this lane's share until reduce_sum(). An empty row
 /// has maximum -inf and sum 0.
 template <u32 kDim>
@@ -66,11 +76,7 @@ struct SoftmaxState {
         }
     }
 
-    /// Natural logarithm of the sum of exponentials; -inf for an empty row.
-    SAPWOOD_DEVICE f32 lse(u32 half) const {
-        return sum[half] > 0 ? (maximum[half] + log2_approx(sum[half])) * 0.6931471805599453f : -infinity();
-    }
-    SAPWOOD_DEVICE f32 inverse_sum(u32 half) const { return sum[half] > 0 ? 1.0f / sum[half] : 0.0f; }
+    SAPWOOD_DEVICE RowEnd end(u32 half) const { return RowEnd(maximum[half], sum[half]); }
 
     /// Adds another part of the same rows; both with reduced sums.
     SAPWOOD_DEVICE void rescale_to(f32 m0, f32 m1) {

@@ -140,14 +140,12 @@ SAPWOOD_DEVICE void mma_16x8x16<Bf16>(f32 (&d)[4], const u32 (&a)[4], u32 b0, u3
 }
 
 // --- warpgroup products (sm_90a) -------------------------------------------------------------------------------------------
-/// Matrix descriptor (PTX ISA, "asynchronous warpgroup level matrix shared memory layout") of a panel of 128-byte rows, swizzled by
-/// 128 bytes, groups of eight rows 1024 bytes apart: both the K-major operand with a row for each n and, transposed, the MN-major
-/// one with a row for each k. `shared` may be advanced inside a panel: 32 bytes a k step along a row, 2048 down 16 rows.
-SAPWOOD_DEVICE u64 wgmma_panel(u32 shared) {
-    return u64{shared & 0x3FFFF} >> 4 | u64{1024 >> 4} << 32 | u64{1} << 62;
-}
-/// The descriptor of an operand `bytes` further on.
-SAPWOOD_DEVICE u64 wgmma_advance(u64 panel, u32 bytes) { return panel + (bytes >> 4); }
+/// Low word of the matrix descriptor (PTX ISA, "asynchronous warpgroup level matrix shared memory layout") of a panel of 128-byte
+/// rows, swizzled by 128 bytes, groups of eight rows 1024 bytes apart: both the K-major operand with a row for each n and, transposed,
+/// the MN-major one with a row for each k. The high word is the same for all.
+SAPWOOD_DEVICE u32 wgmma_panel(u32 shared) { return shared >> 4; }
+/// The operand `bytes` further on: inside a panel 32 bytes a k step along a row, 2048 down 16 rows.
+SAPWOOD_DEVICE u32 wgmma_advance(u32 panel, u32 bytes) { return panel + (bytes >> 4); }
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 /// Orders this thread's register writes before the next product that reads them.
 SAPWOOD_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
@@ -159,14 +157,14 @@ SAPWOOD_DEVICE void wgmma_wait() {
 /// d (64x64, rows 16 w + … of warp w) = a (64x16, registers) * b (16x64, shared) + (accumulate ? d : 0). Asynchronous: neither d nor a
 /// may be touched before the wait for its group. Layouts of d and a are those of mma_16x8x16, n blocks side by side.
 template <class T, bool kTransposed>
-SAPWOOD_DEVICE void wgmma_64x64x16(f32 (&d)[8][4], const u32 (&a)[4], u64 b, bool accumulate);
+SAPWOOD_DEVICE void wgmma_64x64x16(f32 (&d)[8][4], const u32 (&a)[4], u32 b, bool accumulate);
 #define SAPWOOD_WGMMA(Type, type, transposed)                                                                             \
     template <>                                                                                                          \
-    SAPWOOD_DEVICE void wgmma_64x64x16<Type, transposed>(f32(&d)[8][4], const u32(&a)[4], u64 b, bool accumulate) {        \
+    SAPWOOD_DEVICE void wgmma_64x64x16<Type, transposed>(f32(&d)[8][4], const u32(&a)[4], u32 b, bool accumulate) {        \
         asm volatile(                                                                                                    \
-            "{ .reg .pred p; setp.ne.u32 p, %37, 0; wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type           \
+            "{ .reg .pred p; .reg .b64 b; setp.ne.u32 p, %37, 0; mov.b64 b, {%36, 0x40000040}; wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type           \
             " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                                                   \
-            "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, %36, p, 1, 1, %38; }"   \
+            "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, b, p, 1, 1, %38; }"   \
             : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), \
               "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), "+f"(d[1][3]), \
               "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), \
@@ -175,7 +173,7 @@ SAPWOOD_DEVICE void wgmma_64x64x16(f32 (&d)[8][4], const u32 (&a)[4], u64 b, boo
               "+f"(d[5][0]), "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), \
               "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), \
               "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3]) \
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(static_cast<u32>(accumulate)),                     \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(static_cast<u32>(accumulate)),                     \
               "n"(transposed ? 1 : 0)                                                                                    \
             : "memory");                                                                                                 \
     }
@@ -217,9 +215,9 @@ SAPWOOD_DEVICE f32 exp2_approx(f32 x) {  // relative error < 2^-22; 2^-inf = 0
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
     return r;
 }
-SAPWOOD_DEVICE f32 log2_approx(f32 x) {
+SAPWOOD_DEVICE f32 log2_approx(f32 x) {  // of a normal number
     f32 r;
-    asm("lg2.approx.f32 %0, %1;" : "=f"(r) : "f"(x));
+    asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(r) : "f"(x));
     return r;
 }
 SAPWOOD_DEVICE f32 reciprocal(f32 x) {

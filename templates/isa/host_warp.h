@@ -106,7 +106,7 @@ template <class T, bool kTransposed>
         host_widen8<T>(warp.a[row], a[row]);
         host_widen8<T>(warp.a[row] + 8, a[row] + 8);
     }
-    const u32 start = static_cast<u32>(warp.descriptor);
+    const u32 start = warp.descriptor;
     constexpr u32 kRows = kTransposed ? 16 : 64, kChunks = kTransposed ? 8 : 2;
     for (u32 row = 0; row < kRows; row++) {
         for (u32 chunk = 0; chunk < kChunks; chunk++) {
@@ -193,7 +193,7 @@ inline void host_mma(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 }
 
 template <class T, bool kTransposed>
-inline void host_wgmma(f32 (&d)[8][4], const u32 (&a)[4], u64 b, bool accumulate) {
+inline void host_wgmma(f32 (&d)[8][4], const u32 (&a)[4], u32 b, bool accumulate) {
     HostThread* self = host_self();
     HostWarp& warp = *self->warp;
     const u32 group = self->lane / 4, pair = self->lane % 4 * 2;

@@ -26,6 +26,9 @@ struct alignas(16) F32x4 {
     f32 x, y, z, w;
 };
 
+inline constexpr f32 kLog2E = 1.4426950408889634f;
+inline constexpr f32 kLn2 = 0.6931471805599453f;
+
 template <bool kFirst, class A, class B>
 struct Select {
     using Type = A;

@@ -51,6 +51,7 @@ const std::vector<DecodeCase>& decode_cases() {
         {"warpgroup", bf16, 64, 128, 3, 1, 16, chain(), {.mainloop = wgmma, .split = 6}},
         {"warpgroup", fp16, 128, 64, 1, 1, 32, crowded(131), {.mainloop = wgmma, .stages = 2}},
         {"warpgroup, soft-cap", bf16, 128, 0, 16, 1, 64, crowded(36), {.mainloop = wgmma}, Layout::hnd, 0, 2.5f},
+        {"warpgroup, in turn", fp16, 64, 0, 4, 1, 1, {{-1, 901, 1}, {0, 20, 39}}, {.mainloop = wgmma}},
         {"warpgroup, long", bf16, 128, 0, 4, 1, 1, lone(1999), {.mainloop = wgmma, .split = 3}, Layout::nhd, 0, 0, true, 0},
         // Scores.
         {"steep", fp16, 128, 0, 4, 1, 0, crowded(36), {}, Layout::nhd, 2},
