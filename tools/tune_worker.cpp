@@ -7,6 +7,7 @@
 #include <atomic>
 #include <csignal>
 #include <iostream>
+#include <map>
 #include <mutex>
 #include <set>
 #include <thread>
@@ -201,6 +202,8 @@ public:
           compiling_(args, facts_, jobs_, args.simulate ? 0 : std::max(1u, std::thread::hardware_concurrency() - 1)) {}
 
     int run() {
+        for (const tune::Record& record : tune::RecordStore(args_.db).records(environment_))
+            bests_.emplace(record.bucket, record.best(environment_.sm, policy_));
         channel_.send({{"event", "hello"}, {"environment", tune::to_json(environment_)}, {"gpu", facts_.name}});
         for (std::string line; std::getline(std::cin, line);) {
             const auto asked = nlohmann::json::parse(line);
@@ -227,9 +230,7 @@ private:
             if (const auto record = tune::RecordStore(args_.db).load(environment_, job.bucket))
                 known = tune::known_of(*record, job.sizes);
             // A run that was cut short compared nothing to the end: its times are measured again.
-            const bool finished =
-                std::any_of(known.begin(), known.end(), [&](const TuneCandidate& c) { return c.samples >= policy_.rounds[2]; });
-            if (!finished) std::erase_if(known, [](const TuneCandidate& c) { return c.measured(); });
+            if (!finished(known)) std::erase_if(known, [](const TuneCandidate& c) { return c.measured(); });
         }
         // What has just killed a worker, whatever else is done again.
         for (const auto& each : asked.at("crashed")) {
@@ -240,13 +241,21 @@ private:
         return known;
     }
 
+    bool finished(const std::vector<TuneCandidate>& known) const {
+        return std::any_of(known.begin(), known.end(), [&](const TuneCandidate& c) { return c.samples >= policy_.rounds[2]; });
+    }
+
     /// The bests of neighbouring buckets, of records of older kernels, and what the choices are compared with.
-    std::vector<DecodeConfig> wanted(const TuneJob& job, const tune::Lookup& compared) {
+    std::vector<DecodeConfig> wanted(const TuneJob& job, const tune::Lookup& compared, bool done) {
         std::vector<DecodeConfig> wanted;
         if (compared.match != TuneMatch::fallback) wanted.push_back(compared.config);
-        const tune::Database mine(facts_, args_.db, false);
-        if (const tune::Lookup near = mine.find(job.bucket, job.problem, {}); near.match != TuneMatch::fallback)
-            wanted.push_back(near.config);
+        if (done) return wanted;  // a problem that was tuned to the end is not taken up again for a neighbour's sake
+        int nearest = tune::kNearest + 1;
+        const DecodeConfig* near = nullptr;
+        for (const auto& [bucket, best] : bests_)
+            if (tune::same_code(bucket, job.bucket) && tune::distance(bucket, job.bucket) < nearest)
+                nearest = tune::distance(bucket, job.bucket), near = &best;
+        if (near != nullptr) wanted.push_back(*near);
         const tune::RecordStore store(args_.db);
         // What did well on another problem of the bucket: a configuration for all of them must have been measured on each.
         if (const auto record = store.load(environment_, job.bucket))
@@ -271,8 +280,9 @@ private:
         options.seconds = asked.value("seconds", 0.0);
         const support::DecodeCase which = job.build();
         const ForestOrder order = order_of(which.forest);
-        tune::CandidateSet set = tune::find_candidates(job.problem, which.forest, order, facts_, options, wanted(job, compared));
         const auto already = known(job, asked);
+        tune::CandidateSet set =
+            tune::find_candidates(job.problem, which.forest, order, facts_, options, wanted(job, compared, finished(already)));
         const double bytes = static_cast<double>(which.kv_bytes());
         if (device_ && bytes > 0.8 * static_cast<double>(facts_.memory_bytes)) {
             channel_.send({{"event", "skipped"}, {"job", index}});
@@ -281,9 +291,7 @@ private:
 
         TuneReport report;
         const bool fresh = tune::needs_measuring(set, already);
-        if (fresh) {
-            channel_.send({{"event", "work"}, {"config", ""}, {"round", 0}});
-        }
+        if (fresh) channel_.send({{"event", "work"}, {"config", ""}, {"round", 0}});  // making tensors: no candidate's fault
         if (fresh && !args_.simulate) {
             const Tensors tensors(device_, which, policy_);
             CudaMeasurer measurer(engine_, device_, job.problem, which.forest, tensors.sets(), policy_);
@@ -307,6 +315,7 @@ private:
         if (compared.match != TuneMatch::fallback)
             line["compared"] = tune::config_text(compared.config), line["compared_match"] = tune_match_name(compared.match);
         channel_.send(line);
+        bests_[job.bucket] = report.best;
         return report.failure.empty();
     }
 
@@ -319,6 +328,7 @@ private:
     TunePolicy policy_;
     tune::Environment environment_;
     tune::Database against_;
+    std::map<tune::Bucket, DecodeConfig> bests_;  // of the database, and of what has been tuned here since
     CompileAhead compiling_;
 };
 
