@@ -155,10 +155,15 @@ struct DecodeProducer {
             const u32 lane_column = (lane % 8 ^ Tile::key(lane / kColumns)) * 16;
             const u32 lane_to =
                 stage + (chunk * abi::kChunkTokens + lane / kColumns) * Tile::kPitch + lane % kColumns / 8 * Tile::kGroupStride;
-            SAPWOOD_UNROLL for (u32 first = 0; first < abi::kChunkTokens; first += kRowsAStep) {
+            const auto copy = [&](u32 first) {
                 const u32 to = lane_to + first * Tile::kPitch + (lane_column ^ Tile::key(first) * 16);
                 copy_16<kWhole>(to, base + lane % kColumns * 16, shfl(own_row, chunk * abi::kChunkTokens + first + lane / kColumns),
                                 token_stride);
+            };
+            if constexpr (kWhole) {
+                SAPWOOD_UNROLL for (u32 first = 0; first < abi::kChunkTokens; first += kRowsAStep) copy(first);
+            } else {  // once a node: not worth its length
+                SAPWOOD_NO_UNROLL for (u32 first = 0; first < abi::kChunkTokens; first += kRowsAStep) copy(first);
             }
         } else {
             SAPWOOD_NO_UNROLL for (u32 i = lane; i < abi::kChunkTokens * kColumns; i += 32) {
