@@ -128,8 +128,8 @@ void print(const nlohmann::json& all) {
     if (cache.contains("free_bytes")) std::printf(", %s free", bytes_text(cache.at("free_bytes").get<double>()).c_str());
     std::printf("\n");
     const auto& tuned = all.at("tuning");
-    std::printf("tuning       %s\n             kernels %s, epoch %s\n", field(tuned, "records").c_str(), field(tuned, "code").c_str(),
-                field(tuned, "epoch").c_str());
+    std::printf("tuning       %s\n             kernels %s, epoch %s\n", field(tuned, "records").c_str(),
+                field(tuned, "code").c_str(), field(tuned, "epoch").c_str());
     for (const env::Variable& variable : env::variables())
         if (const auto set = env::get(variable.name)) std::printf("set          %s=%s\n", variable.name, set->c_str());
 }

@@ -1,15 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The parent of `sapwood tune`: gives jobs to one worker process a GPU, writes what comes back, and starts a worker anew when a
 // candidate has killed it. It holds no CUDA context itself, so that nothing a candidate does can reach it.
-#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <spawn.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
-#include <cerrno>
-#include <cstring>
 #include <deque>
 
 #include "terminal.h"
@@ -17,8 +11,7 @@
 #include "tune/config_fields.h"
 #include "tune/record_store.h"
 #include "tune/search.h"
-
-extern char** environ;
+#include "worker_process.h"
 
 namespace sapwood::tool {
 namespace {
@@ -28,108 +21,6 @@ constexpr int kMostCrashes = 5;  // of one job, then it is left
 struct Job {
     nlohmann::json crashed = nlohmann::json::array();  // {config, reason}
     int crashes = 0;
-};
-
-std::vector<std::string> worker_arguments(const TuneArgs& args, int device) {
-    std::vector<std::string> argv = {"sapwood", "tune", "--worker", "--target", text("cuda:%d", device), "--db", args.db};
-    const auto add = [&](const char* name, const std::string& value) {
-        if (!value.empty()) argv.insert(argv.end(), {name, value});
-    };
-    if (!args.workloads.empty()) argv.push_back("--workloads");
-    argv.insert(argv.end(), args.workloads.begin(), args.workloads.end());
-    add("--trace", args.trace), add("--against", args.against), add("--shard", args.shard), add("--cache-dir", args.cache);
-    add("--config", args.fix), add("--case", args.filter.name), add("--heads", args.filter.heads),
-        add("--layout", args.filter.layout);
-    add("--dtype", args.filter.dtype), add("--set", args.filter.set);
-    add("--top", std::to_string(args.top_k)), add("--per-bucket", std::to_string(args.per_bucket));
-    if (args.filter.page_size >= 0) add("--page", std::to_string(args.filter.page_size));
-    if (args.filter.head_dim > 0) add("--head-dim", std::to_string(args.filter.head_dim));
-    if (args.filter.limit > 0) add("--limit", std::to_string(args.filter.limit));
-    if (args.filter.runs) argv.push_back("--runs");
-    if (args.simulate) argv[4] = "sm_90a", argv.push_back("--simulate"), add("--simulate-crash", args.simulate_crash);
-    if (args.exhaustive) argv.push_back("--exhaustive");
-    if (args.fresh) argv.push_back("--fresh");
-    return argv;
-}
-
-/// A child process with a pipe each way.
-class Process {
-public:
-    Process(const TuneArgs& args, int device) : device_(device) {
-        int in[2], out[2];
-        if (pipe2(in, O_CLOEXEC) != 0 || pipe2(out, O_CLOEXEC) != 0)
-            throw Stop{kNotPossible, std::string("no pipe for a worker: ") + std::strerror(errno)};
-        std::vector<std::string> arguments = worker_arguments(args, device);
-        std::vector<char*> argv;
-        for (std::string& argument : arguments) argv.push_back(argument.data());
-        argv.push_back(nullptr);
-        posix_spawn_file_actions_t actions;
-        posix_spawn_file_actions_init(&actions);
-        posix_spawn_file_actions_adddup2(&actions, in[0], STDIN_FILENO);
-        posix_spawn_file_actions_adddup2(&actions, out[1], STDOUT_FILENO);
-        const int failed = posix_spawn(&pid_, "/proc/self/exe", &actions, nullptr, argv.data(), environ);
-        posix_spawn_file_actions_destroy(&actions);
-        close(in[0]), close(out[1]);
-        to_ = in[1], from_ = out[0];
-        if (failed != 0) throw Stop{kNotPossible, std::string("a worker did not start: ") + std::strerror(failed)};
-        heard_ms = now_ms();
-    }
-    ~Process() {
-        finish();
-        close(from_);
-        if (pid_ > 0) waitpid(pid_, nullptr, 0);
-    }
-    Process(const Process&) = delete;
-    Process& operator=(const Process&) = delete;
-
-    int descriptor() const { return from_; }
-    int device() const { return device_; }
-    void send(const nlohmann::json& line) {
-        const std::string text_of = line.dump() + "\n";
-        if (write(to_, text_of.data(), text_of.size()) < 0) return;  // it is dead: the read side says so
-    }
-    /// No more jobs: the worker sees the end of its input, and ends.
-    void finish() {
-        if (to_ >= 0) close(to_);
-        to_ = -1;
-        ready = false;
-    }
-    bool finished() const { return to_ < 0; }
-    /// Complete lines that have come; false at the end of the stream.
-    bool receive(std::vector<std::string>& lines) {
-        char buffer[65536];
-        const ssize_t got = read(from_, buffer, sizeof buffer);
-        if (got <= 0) return got < 0 && errno == EINTR;
-        heard_ms = now_ms();
-        partial_.append(buffer, static_cast<std::size_t>(got));
-        for (std::size_t end; (end = partial_.find('\n')) != std::string::npos;) {
-            lines.push_back(partial_.substr(0, end));
-            partial_.erase(0, end + 1);
-        }
-        return true;
-    }
-    void kill_it() { kill(pid_, SIGKILL); }
-    /// How it ended, for people.
-    std::string end() {
-        int status = 0;
-        waitpid(pid_, &status, 0);
-        pid_ = -1;
-        if (WIFSIGNALED(status)) return text("killed by signal %d (%s)", WTERMSIG(status), strsignal(WTERMSIG(status)));
-        return text("ended with code %d", WEXITSTATUS(status));
-    }
-
-    double heard_ms = 0;
-    std::string config;  // at work
-    std::optional<std::size_t> job;
-    bool ready = false;    // for a job
-    bool hung = false;     // and was killed for it
-    bool greeted = false;  // has said what it runs on
-
-private:
-    int device_;
-    pid_t pid_ = -1;
-    int to_ = -1, from_ = -1;
-    std::string partial_;
 };
 
 class Parent {
@@ -143,7 +34,7 @@ public:
           devices_(devices),
           progress_("tune", list_.jobs.size()) {
         for (std::size_t i = 0; i < list_.jobs.size(); ++i) waiting_.push_back(i);
-        for (const int device : devices) workers_.push_back(std::make_unique<Process>(args, device));
+        for (const int device : devices) workers_.push_back(std::make_unique<WorkerProcess>(args, device));
     }
 
     int run() {
@@ -189,7 +80,7 @@ private:
     double spent_s() const { return (now_ms() - start_ms_) / 1000; }
 
     /// Reads what a worker says; false when it says nothing more.
-    bool listen(Process& worker) {
+    bool listen(WorkerProcess& worker) {
         std::vector<std::string> lines;
         const bool alive = worker.receive(lines);
         for (const std::string& line : lines) {
@@ -225,7 +116,7 @@ private:
         return alive;
     }
 
-    void next(Process& worker) {
+    void next(WorkerProcess& worker) {
         if (!worker.ready || worker.job) return;
         if (waiting_.empty() || (budget_s_ > 0 && spent_s() > budget_s_)) {
             worker.finish();
@@ -249,7 +140,7 @@ private:
                 (finished_ > 1 ? text(", about %.0f s left", rate * static_cast<double>(list_.jobs.size() - finished_)) : ""));
     }
 
-    void done(Process& worker, const nlohmann::json& said) {
+    void done(WorkerProcess& worker, const nlohmann::json& said) {
         const std::size_t index = said.at("job");
         const TuneJob& job = list_.jobs[index];
         worker.job.reset();
@@ -309,7 +200,7 @@ private:
     }
 
     /// The candidate at work has the blame. A new worker takes its place while there is something to do.
-    std::unique_ptr<Process> after_death(Process& worker) {
+    std::unique_ptr<WorkerProcess> after_death(WorkerProcess& worker) {
         const int device = worker.device();
         const std::optional<std::size_t> job = worker.job;
         std::string how = worker.end();
@@ -324,7 +215,7 @@ private:
             return nullptr;
         }
         if (waiting_.empty() || worker.finished() || (budget_s_ > 0 && spent_s() > budget_s_)) return nullptr;
-        return std::make_unique<Process>(args_, device);
+        return std::make_unique<WorkerProcess>(args_, device);
     }
 
     const TuneArgs& args_;
@@ -336,7 +227,7 @@ private:
     std::vector<int> devices_;
     Progress progress_;
     std::deque<std::size_t> waiting_;
-    std::vector<std::unique_ptr<Process>> workers_;
+    std::vector<std::unique_ptr<WorkerProcess>> workers_;
     std::optional<tune::Environment> environment_;
     std::string gpu_;
     std::vector<TuneOutcome> outcomes_;
