@@ -131,7 +131,12 @@ std::string against_model(const std::vector<TuneOutcome>& outcomes) {
 std::string candidates_of(const TuneOutcome& outcome) {
     std::vector<const TuneCandidate*> shown, rest;
     const auto time_of = [](const TuneCandidate& c) { return c.samples > 0 ? c.median_us : c.cost_us; };
-    for (const TuneCandidate& c : outcome.report.candidates) (c.status == "ok" && time_of(c) > 0 ? shown : rest).push_back(&c);
+    std::size_t twins = 0, ranked_out = 0;
+    for (const TuneCandidate& c : outcome.report.candidates) {
+        twins += c.status == "pruned:same-plan", ranked_out += c.status == "pruned:rank";
+        if (c.status == "pruned:same-plan" || c.status == "pruned:rank") continue;
+        (c.status == "ok" && time_of(c) > 0 ? shown : rest).push_back(&c);
+    }
     std::stable_sort(shown.begin(), shown.end(), [&](const auto* a, const auto* b) { return time_of(*a) < time_of(*b); });
     double most = outcome.report.floor_us;
     for (const TuneCandidate* c : shown) most = std::max(most, time_of(*c));
@@ -157,6 +162,9 @@ std::string candidates_of(const TuneOutcome& outcome) {
     }
     html += text("<line x1='%.1f' x2='%.1f' y1='0' y2='%.0f' class='floor'/></svg>", 440 + outcome.report.floor_us * scale,
                  440 + outcome.report.floor_us * scale, height);
+    if (twins + ranked_out > 0)
+        html += text("<p>Not shown: %zu that plan the same work as another, %zu that the cost model ranked out.</p>", twins,
+                     ranked_out);
     if (!rest.empty()) {
         html += "<table><tr><th>configuration<th>status<th>reason";
         for (const TuneCandidate* c : rest)

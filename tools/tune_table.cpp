@@ -128,6 +128,8 @@ void print_outcomes(const TuneArgs& args, const std::vector<TuneOutcome>& outcom
             "%d slower than the default beyond noise\n",
             gains, seconds, std::exp(log_gain / gains), changed, slower);
     for (const Gap* gap : {&default_gap, &chosen_gap, &model_gap, &compared_gap}) gap->print(notes);
+    if (!args.against.empty() && compared_gap.cases == 0)
+        std::fprintf(notes, "%s has no record for this device and these kernels that could be compared\n", args.against.c_str());
     if (!args.exhaustive && gains > 0)
         std::fprintf(notes, "(the best of what was measured; --exhaustive measures every configuration that can run)\n");
 }
