@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "cuda/sm_table.h"
+#include "tune/config_fields.h"
 
 namespace sapwood::tool {
 
@@ -59,40 +60,29 @@ std::uint64_t parse_bytes(const std::string& given) {
     throw Stop{kUsage, "'" + given + "' is not a size; write for example 500MB, 1GiB or 1048576"};
 }
 
-std::int64_t parse_seconds(const std::string& given) {
+double parse_seconds(const std::string& given) {
     std::size_t end = 0;
     double number = -1;
     try {
         number = std::stod(given, &end);
     } catch (const std::exception&) {}
-    static constexpr std::pair<const char*, double> kUnits[] = {{"", 1}, {"s", 1}, {"m", 60}, {"h", 3600}, {"d", 86400}};
+    static constexpr std::pair<const char*, double> kUnits[] = {{"", 1}, {"ms", 1e-3}, {"s", 1}, {"m", 60}, {"h", 3600}, {"d", 86400}};
     for (const auto& [name, factor] : kUnits)
         if (number >= 0 && number < 1e9 && given.substr(std::min(end, given.size())) == name)
-            return static_cast<std::int64_t>(number * factor);
+            return number * factor;
     throw Stop{kUsage, "'" + given + "' is not a length of time; write for example 30d, 12h, 90m or 45s"};
 }
 
 DecodeConfig parse_config(const std::string& given) {
     DecodeConfig config;
-    const std::pair<const char*, std::int32_t*> fields[] = {{"warps", &config.warps},       {"producers", &config.producers},
-                                                            {"block_kv", &config.block_kv}, {"stages", &config.stages},
-                                                            {"blocks", &config.blocks},     {"split", &config.split}};
     for (std::size_t at = 0; at < given.size();) {
-        const std::size_t end = std::min(given.find(',', at), given.size()), equals = given.find('=', at);
-        bool known = false;
-        for (const Mainloop mainloop : {Mainloop::mma, Mainloop::wgmma}) {
-            if (given.substr(at, end - at) != std::string("mainloop=") + mainloop_name(mainloop)) continue;
-            config.mainloop = mainloop;
-            known = true;
+        const std::size_t end = std::min(given.find(',', at), given.size()), equals = std::min(given.find('=', at), end);
+        if (equals == end || !tune::set_field(config, given.substr(at, equals - at), given.substr(equals + 1, end - equals - 1))) {
+            std::string names;
+            for (const tune::ConfigField& field : tune::config_fields())
+                names += std::string(names.empty() ? "" : ", ") + field.name + "=";
+            throw Stop{kUsage, "'" + given.substr(at, end - at) + "' in --config: write " + names + " with mainloop mma or wgmma"};
         }
-        for (const auto& [name, field] : fields) {
-            if (equals >= end || given.compare(at, equals - at, name) != 0) continue;
-            *field = std::atoi(given.c_str() + equals + 1);
-            known = true;
-        }
-        if (!known)
-            throw Stop{kUsage, "'" + given.substr(at, end - at) +
-                                   "' in --config: write mainloop=mma or wgmma, warps=, producers=, block_kv=, stages=, blocks=, split="};
         at = end + 1;
     }
     return config;

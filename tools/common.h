@@ -30,7 +30,7 @@ double median(std::vector<double> values);
 /// "1GiB", "500M", "123" in bytes.
 std::uint64_t parse_bytes(const std::string& given);
 /// "30d", "12h", "90m", "45" in seconds.
-std::int64_t parse_seconds(const std::string& given);
+double parse_seconds(const std::string& given);
 /// "warps=4,block_kv=64": named tile sizes; what is not named stays with the planner.
 DecodeConfig parse_config(const std::string& given);
 
@@ -85,5 +85,7 @@ void add_merge(CLI::App& app, Action& action);
 void add_doctor(CLI::App& app, Action& action);
 void add_cache(CLI::App& app, Action& action);
 void add_demo(CLI::App& app, Action& action);
+void add_tune(CLI::App& app, Action& action);
+void add_merge_db(CLI::App& app, Action& action);
 
 }  // namespace sapwood::tool

@@ -9,6 +9,7 @@
 #include "host/host.h"
 #include "jit/disk_cache.h"
 #include "kernel/template_store.h"
+#include "tune/epoch.h"
 
 namespace sapwood::tool {
 namespace {
@@ -97,6 +98,12 @@ nlohmann::json bundles() {
     return found;
 }
 
+nlohmann::json tuning(const std::string& cache_directory) {
+    return {{"code", tune::code_digest()},
+            {"epoch", tune::tuning_epoch().number},
+            {"records", ask_or_error([&] { return Engine({.target = "auto", .cache_dir = cache_directory}).describe_tuning(); })}};
+}
+
 std::string field(const nlohmann::json& of, const char* name) {
     if (!of.contains(name)) return {};
     return of.at(name).is_string() ? of.at(name).get<std::string>() : of.at(name).dump();
@@ -141,6 +148,9 @@ void print(const nlohmann::json& all) {
         std::printf("bundle       %s, %s\n", field(bundle, "path").c_str(),
                     field(bundle, "problem").empty() ? (field(bundle, "kernels") + " kernels").c_str()
                                                      : ("not used: " + field(bundle, "problem")).c_str());
+    const auto& tuned = all.at("tuning");
+    std::printf("tuning       %s\n             kernels %s, epoch %s\n", field(tuned, "records").c_str(),
+                field(tuned, "code").c_str(), field(tuned, "epoch").c_str());
     for (const env::Variable& variable : env::variables())
         if (const auto set = env::get(variable.name)) std::printf("set          %s=%s\n", variable.name, set->c_str());
 }
@@ -159,9 +169,13 @@ void add_doctor(CLI::App& app, Action& action) {
     sub->add_option("--cache-dir", options->cache, "kernel cache");
     sub->callback([options, &action] {
         action = [options] {
-            const nlohmann::json all = {
-                {"version", SAPWOOD_VERSION},     {"cuda", driver()},    {"nvrtc", nvrtc()}, {"host", host_compiler()},
-                {"cache", cache(options->cache)}, {"bundles", bundles()}};
+            const nlohmann::json all = {{"version", SAPWOOD_VERSION},
+                                        {"cuda", driver()},
+                                        {"nvrtc", nvrtc()},
+                                        {"host", host_compiler()},
+                                        {"cache", cache(options->cache)},
+                                        {"bundles", bundles()},
+                                        {"tuning", tuning(options->cache)}};
             if (options->json) {
                 std::printf("%s\n", all.dump(2).c_str());
             } else {

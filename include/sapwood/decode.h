@@ -37,9 +37,20 @@ struct DecodeConfig {
     std::int32_t stages = 0;     ///< ring depth
     std::int32_t blocks = 0;     ///< resident blocks an SM
     std::int32_t split = 0;      ///< work items a block aimed at by the splitter
+    std::int32_t rows = 0;       ///< most query rows that share a work item, up to 16 * warps; fewer are easier to balance, more re-read less
 
     std::string to_string() const;
 };
+
+/// Where the configuration of a plan comes from.
+enum class TuneMatch : std::uint8_t {
+    none,         ///< the database was not asked: it is off, or the caller fixed the kernel
+    exact,        ///< a record of this GPU and bucket of sizes
+    near_bucket,  ///< of this GPU, a neighbouring bucket
+    other_gpu,    ///< of another GPU with this SM version
+    fallback,     ///< no record: the planner's choice
+};
+const char* tune_match_name(TuneMatch match) noexcept;
 
 /// What a plan will do, in numbers; all counts are per call. After an update that only patched lengths, items and flops are those
 /// of the last full plan and each grown node's bytes are counted once.
@@ -55,6 +66,7 @@ struct DecodePlanInfo {
     double model_cost = 0;           ///< the planner's cost, in equivalent HBM bytes
     double model_us = 0;             ///< microseconds that the planner expects on a device of this SM count at 3.0 TB/s
     std::int32_t grid = 0;
+    TuneMatch tuned = TuneMatch::none;
 };
 
 /// A work list for one forest: which block attends which requests over which tokens. Made by Engine::plan_decode; plain host data.

@@ -52,6 +52,11 @@ struct EngineOptions {
     std::filesystem::path trace;
     /// Leaves a GPU alone even if `target` is here: for build machines and tools that prepare kernels for others.
     bool compile_only = false;
+    /// "read": configurations that a caller leaves open come from the tuning database; "off": from the planner. Empty =
+    /// SAPWOOD_TUNE, else "read".
+    std::string tune;
+    /// Tuning database. Empty = SAPWOOD_TUNE_DIR, else v1/tune in the cache directory. Records that are embedded come after it.
+    std::filesystem::path tune_dir;
 };
 
 /// What is known of the kernel of a plan once it is prepared.
@@ -84,6 +89,8 @@ struct EngineStats {
     std::uint64_t stand_in_launches = 0;    ///< served by the nearest ready kernel
     std::uint64_t background_compiles = 0, background_failures = 0;
     std::uint64_t switches = 0;  ///< plans that went over from a stand-in to their own kernel
+    /// Plans by where their configuration came from (DecodePlanInfo::tuned), and records that could not run here.
+    std::uint64_t tune_exact = 0, tune_near = 0, tune_other_gpu = 0, tune_default = 0, tune_rejected = 0;
 };
 
 /// Plans, compiles, caches and launches. Thread-safe; one engine a device is the normal use.
@@ -130,6 +137,7 @@ public:
     std::vector<KernelUse> kernels() const;  ///< every ready kernel, by key
     /// All counters in Prometheus' text format.
     std::string metrics_text() const;
+    std::string describe_tuning() const;  ///< records and digest; equal digests on all ranks choose alike
 
     /// The rendered source of the plan's kernel.
     std::string source(const DecodePlan& plan) const;

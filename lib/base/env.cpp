@@ -18,6 +18,9 @@ constexpr Variable kVariables[] = {
     {"SAPWOOD_DISK_CACHE", "0|1", "0: neither read nor write kernels on disk, whatever directory is given.", "1"},
     {"SAPWOOD_KERNEL_DIR", "path", "Read kernel templates from this directory instead of the embedded ones (development).", ""},
     {"SAPWOOD_LOG", "debug|info|warning|error|off", "Least severe message that goes to standard error.", "warning"},
+    {"SAPWOOD_TUNE", "off|read", "off: configurations that a caller leaves open come from the planner, not from the tuning database.",
+     "read"},
+    {"SAPWOOD_TUNE_DIR", "path", "Tuning database to read; shipped records come after it.", "v1/tune in the cache directory"},
     {"SAPWOOD_NVRTC", "path", "libnvrtc to load instead of searching for one.", ""},
     {"SAPWOOD_TRACE", "path", "Record every distinct problem in this file (%p: process id); `warm` and `tune` read it.", ""},
 };

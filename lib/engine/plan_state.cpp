@@ -22,7 +22,7 @@ void PlanState::stand_in(DecodePlan::Impl& plan, const Kernel& kernel, const Ker
     const WorkCounts room = plan.capacity;  // of the wanted tiles: both must fit, so that the switch is one of lists alone
     const DecodeConfig kept = plan.config;
     plan.config = config_of(kernel.key);
-    plan.config.split = kept.split;
+    plan.config.split = kept.split, plan.config.rows = kept.rows;
     try {
         plan.plan(forest, order_of(forest), &asked_);
     } catch (...) {
@@ -32,7 +32,7 @@ void PlanState::stand_in(DecodePlan::Impl& plan, const Kernel& kernel, const Ker
     plan.capacity = larger(plan.capacity, room);
     plan.key = kernel.key.to_string();
     wanted_ = wanted;
-    wanted_split_ = kept.split;
+    wanted_split_ = kept.split, wanted_rows_ = kept.rows;
     standing_in_ = true;
 }
 
@@ -51,7 +51,7 @@ bool PlanState::take_own_kernel(DecodePlan::Impl& plan, const Forest& forest) {
     if (buffers != nullptr && buffers->engine() != service->identity) return false;
     const DecodeConfig kept = plan.config;
     plan.config = config_of(wanted_);
-    plan.config.split = wanted_split_;
+    plan.config.split = wanted_split_, plan.config.rows = wanted_rows_;
     try {
         plan.plan(forest, order_of(forest), buffers != nullptr ? nullptr : &asked_);
     } catch (const Error& error) {

@@ -39,7 +39,8 @@ TraceProblem problem_from(const json& line) {
                      .block_kv = config.at("block_kv"),
                      .stages = config.at("stages"),
                      .blocks = config.at("blocks"),
-                     .split = config.at("split")};
+                     .split = config.at("split"),
+                     .rows = config.at("rows")};
     record.target = line.at("target"), record.key = line.at("key");
     record.requests = line.at("requests"), record.tokens = line.at("tokens"), record.path_tokens = line.at("path_tokens");
     record.planned = line.at("planned"), record.updated = line.at("updated"), record.launched = line.at("launched");
@@ -162,7 +163,8 @@ std::string write_trace(const std::vector<TraceProblem>& problems, std::uint64_t
                              {"block_kv", config.block_kv},
                              {"stages", config.stages},
                              {"blocks", config.blocks},
-                             {"split", config.split}}},
+                             {"split", config.split},
+                             {"rows", config.rows}}},
                            {"target", record.target},
                            {"key", record.key},
                            {"requests", record.requests},

@@ -62,26 +62,29 @@ DecodePlanInfo describe(const DecodePlan::Impl& plan, const ForestOrder& order, 
     return info;
 }
 
-}  // namespace
-
-SplitInput DecodePlan::Impl::split_input() const {
+SplitInput split_input_of(const DecodeProblem& problem, const DecodeConfig& config, const Limits& limits) {
     return {.kv_heads = problem.kv_heads,
             .group = group_of(problem),
-            .resident_blocks = grid(),
+            .resident_blocks = limits.sms * config.blocks,
             .sms = limits.sms,
             .block_kv = config.block_kv,
             .unit_rows = config.mainloop == Mainloop::wgmma ? 64 : 16,
             .aimed = config.split};
 }
 
+}  // namespace
+
+SplitInput DecodePlan::Impl::split_input() const { return split_input_of(problem, config, limits); }
+
 void DecodePlan::Impl::plan(const Forest& forest, const ForestOrder& order, const DecodeLimits* asked) {
     // Wide blocks re-read shared KV least; narrower ones may spread the work more evenly without partial results. The covers for a
     // few widths are compared by the time that the split model gives them.
     CostModel model = cost_model(problem, config);
+    if (config.rows > 0) model.capacity = std::clamp(config.rows / group_of(problem), 1, model.capacity);
     Cover cover = make_cover(order, model);
     Split split = choose_split(order, cover, model, split_input());
     // A cover that comes within a tenth of its even share leaves a narrower one, which loads more, little to win.
-    const bool uneven = split.makespan > 1.1 * split.even_share;
+    const bool uneven = config.rows == 0 && split.makespan > 1.1 * split.even_share;
     for (CostModel narrow = model; uneven && narrow.capacity > 1 && order.requests.size() > 1;) {
         narrow.capacity = (narrow.capacity + 1) / 2;
         Cover other = make_cover(order, narrow);
@@ -111,18 +114,30 @@ void DecodePlan::Impl::plan(const Forest& forest, const ForestOrder& order, cons
     ++revision;
 }
 
+DecodeConfig choose_config(const DecodeProblem& problem, const ForestOrder& order, const DecodeConfig& asked,
+                           const Limits& limits) {
+    const DecodeConfig config = choose_config(problem, asked, limits);
+    if (asked.mainloop != Mainloop::choose ||
+        !row_heavy(order, cost_model(problem, config), split_input_of(problem, config, limits)))
+        return config;
+    DecodeConfig warpgroups = asked;
+    warpgroups.mainloop = Mainloop::wgmma;
+    return find_config(problem, warpgroups, limits).value_or(config);
+}
+
 std::unique_ptr<DecodePlan::Impl> make_decode_plan(const DecodeProblem& asked_problem, const Forest& forest,
                                                    const DecodeConfig& config, const DecodeLimits& asked, const Limits& limits) {
-    auto plan = std::make_unique<DecodePlan::Impl>();
-    plan->problem = complete(asked_problem);
-    plan->limits = limits;
+    const DecodeProblem problem = complete(asked_problem);
     const ForestOrder order = order_of(forest);
-    plan->config = choose_config(plan->problem, config, limits);
-    if (config.mainloop == Mainloop::choose && row_heavy(order, cost_model(plan->problem, plan->config), plan->split_input())) {
-        DecodeConfig warpgroups = config;
-        warpgroups.mainloop = Mainloop::wgmma;
-        plan->config = find_config(plan->problem, warpgroups, limits).value_or(plan->config);
-    }
+    return make_decode_plan(problem, forest, order, choose_config(problem, order, config, limits), asked, limits);
+}
+
+std::unique_ptr<DecodePlan::Impl> make_decode_plan(const DecodeProblem& problem, const Forest& forest, const ForestOrder& order,
+                                                   const DecodeConfig& config, const DecodeLimits& asked, const Limits& limits) {
+    auto plan = std::make_unique<DecodePlan::Impl>();
+    plan->problem = problem;
+    plan->limits = limits;
+    plan->config = config;
     plan->plan(forest, order, &asked);
     return plan;
 }
@@ -169,6 +184,7 @@ const DecodeProblem& DecodePlan::problem() const noexcept { return impl_->proble
 
 DecodePlanInfo DecodePlan::info() const {
     DecodePlanInfo info = impl_->info;
+    info.tuned = impl_->tuned;
     // Patched lengths: the totals that follow from them alone.
     const double bytes = static_cast<double>(impl_->grown_tokens) * impl_->problem.kv_heads * 2.0 *
                          (impl_->problem.head_dim + impl_->problem.head_dim_v);

@@ -25,6 +25,7 @@ struct DecodePlan::Impl {
     WorkCounts capacity;
     WorkList list;
     DecodePlanInfo info;
+    TuneMatch tuned = TuneMatch::none;  // where `config` comes from
     std::string key;
 
     std::uint64_t forest_identity = 0, forest_structure = 0;
@@ -43,8 +44,14 @@ struct DecodePlan::Impl {
     int grid() const { return limits.sms * config.blocks; }
 };
 
+/// The configuration for this forest: choose_config (plan/tiles.h), and the main loop that suits how its rows share keys.
+DecodeConfig choose_config(const DecodeProblem& problem, const ForestOrder& order, const DecodeConfig& asked, const Limits& limits);
+
 /// A complete plan, configuration chosen where `config` leaves it open.
 std::unique_ptr<DecodePlan::Impl> make_decode_plan(const DecodeProblem& problem, const Forest& forest, const DecodeConfig& config,
                                                    const DecodeLimits& asked, const Limits& limits);
+/// The same where the order of the forest, a complete() problem and a legal configuration are there already.
+std::unique_ptr<DecodePlan::Impl> make_decode_plan(const DecodeProblem& problem, const Forest& forest, const ForestOrder& order,
+                                                   const DecodeConfig& config, const DecodeLimits& asked, const Limits& limits);
 
 }  // namespace sapwood

@@ -72,6 +72,11 @@ abi::DecodeShape shape_of(const DecodeProblem& problem, const DecodeConfig& conf
             .stages = static_cast<unsigned>(config.stages)};
 }
 
+RegisterEstimate register_estimate(const DecodeProblem& problem, const DecodeConfig& config, const Limits& limits) {
+    return {.needed = registers_needed(shape_of(problem, config)),
+            .available = registers_a_thread(config, limits) + registers_moved(config, limits)};
+}
+
 const char* mainloop_name(Mainloop mainloop) noexcept {
     switch (mainloop) {
         case Mainloop::mma:
@@ -112,6 +117,7 @@ std::string why_illegal(const DecodeProblem& problem, const DecodeConfig& config
     if (config.stages < 2 || config.stages > 16) return "stages " + std::to_string(config.stages) + " is not in 2..16";
     if (config.blocks < 1 || config.blocks > 4) return "blocks " + std::to_string(config.blocks) + " is not in 1..4";
     if (config.split < 0) return "split " + std::to_string(config.split) + " is negative";
+    if (config.rows < 0) return "rows " + std::to_string(config.rows) + " is negative";
     const abi::DecodeShape shape = shape_of(problem, config);
     const int shared = static_cast<int>(abi::decode_shared_bytes(shape));
     if (shared > limits.max_shared_block) {
@@ -122,9 +128,8 @@ std::string why_illegal(const DecodeProblem& problem, const DecodeConfig& config
         return std::to_string(config.blocks) + " blocks of " + std::to_string(shared) + " bytes do not fit the " +
                std::to_string(limits.max_shared_sm) + " bytes of shared memory of an SM";
     }
-    const int registers = registers_a_thread(config, limits) + registers_moved(config, limits);
-    if (registers_needed(shape) > registers) {
-        return "needs about " + std::to_string(registers_needed(shape)) + " registers a thread; " + std::to_string(registers) +
+    if (const RegisterEstimate registers = register_estimate(problem, config, limits); registers.needed > registers.available) {
+        return "needs about " + std::to_string(registers.needed) + " registers a thread; " + std::to_string(registers.available) +
                " are left with " + std::to_string(config.blocks) + " blocks an SM";
     }
     return {};
@@ -147,7 +152,8 @@ std::optional<DecodeConfig> find_config(const DecodeProblem& problem, const Deco
                                .block_kv = fixed(asked.block_kv, row.block_kv),
                                .stages = 0,
                                .blocks = fixed(asked.blocks, row.blocks),
-                               .split = asked.split};
+                               .split = asked.split,
+                               .rows = asked.rows};
         if (asked.producers == 0 && config.block_kv / config.producers > 32) config.producers = config.block_kv / 32;
         if (asked.producers == 0 && config.block_kv / config.producers < 16) config.producers = config.block_kv / 16;
         // As deep a ring as fits, up to what a stream needs in flight.
@@ -170,11 +176,27 @@ DecodeConfig choose_config(const DecodeProblem& problem, const DecodeConfig& ask
               " runs on " + limits.target + ": " + reason);
 }
 
+const char* tune_match_name(TuneMatch match) noexcept {
+    switch (match) {
+        case TuneMatch::none:
+            return "none";
+        case TuneMatch::exact:
+            return "exact";
+        case TuneMatch::near_bucket:
+            return "near bucket";
+        case TuneMatch::other_gpu:
+            return "other GPU";
+        case TuneMatch::fallback:
+            return "default";
+    }
+    return "unknown";
+}
+
 std::string DecodeConfig::to_string() const {
     return "{\"mainloop\":\"" + std::string(mainloop_name(mainloop)) + "\",\"warps\":" + std::to_string(warps) +
            ",\"producers\":" + std::to_string(producers) + ",\"block_kv\":" + std::to_string(block_kv) +
            ",\"stages\":" + std::to_string(stages) + ",\"blocks\":" + std::to_string(blocks) +
-           ",\"split\":" + std::to_string(split) + "}";
+           ",\"split\":" + std::to_string(split) + ",\"rows\":" + std::to_string(rows) + "}";
 }
 
 }  // namespace sapwood

@@ -22,6 +22,12 @@ abi::DecodeShape shape_of(const DecodeProblem& problem, const DecodeConfig& conf
 /// The main loop of that name; Mainloop::choose for any other text.
 Mainloop mainloop_of(std::string_view name) noexcept;
 
+/// Registers of a compute thread: what the kernel is expected to need, and what is left to it with this many threads on an SM.
+struct RegisterEstimate {
+    int needed = 0, available = 0;
+};
+RegisterEstimate register_estimate(const DecodeProblem& problem, const DecodeConfig& config, const Limits& limits);
+
 /// Why this configuration cannot run on this device, with numbers; empty if it can.
 std::string why_illegal(const DecodeProblem& problem, const DecodeConfig& config, const Limits& limits);
 

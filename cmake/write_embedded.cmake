@@ -1,5 +1,6 @@
-# cmake -DROOT=… -DOUTPUT=… -DFILES=a;b -P: see embed_templates.cmake. String literals are cut every 8 KB (compilers cap their length).
-set(text "#include \"kernel/template_store.h\"\nnamespace sapwood {\nstatic constexpr jit::Header kTemplates[] = {\n")
+# cmake -DROOT=… -DOUTPUT=… -DFILES=a;b -DINCLUDE=header -DNAMESPACE=… -DTYPE=… -DFUNCTION=… -P: an array of {path, text} and the
+# function that returns it. String literals are cut every 8 KB (compilers cap their length).
+set(text "#include \"${INCLUDE}\"\nnamespace ${NAMESPACE} {\nstatic constexpr ${TYPE} kFiles[] = {\n")
 foreach(file IN LISTS FILES)
     file(RELATIVE_PATH name ${ROOT} ${file})
     file(READ ${file} body)
@@ -16,5 +17,5 @@ foreach(file IN LISTS FILES)
     endwhile()
     string(APPEND text "},\n")
 endforeach()
-string(APPEND text "};\nstd::span<const jit::Header> embedded_templates() { return kTemplates; }\n}  // namespace sapwood\n")
+string(APPEND text "};\nstd::span<const ${TYPE}> ${FUNCTION}() { return kFiles; }\n}  // namespace ${NAMESPACE}\n")
 file(WRITE ${OUTPUT} "${text}")

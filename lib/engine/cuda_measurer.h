@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+// Times configurations of one problem on a GPU as TunePolicy says: CUDA graphs, cold L2 by argument sets that take turns.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <vector>
+
+#include "cuda/device.h"
+#include "sapwood/engine.h"
+#include "sapwood/tune.h"
+#include "tune/config_fields.h"
+#include "tune/measure.h"
+
+namespace sapwood {
+
+class CudaMeasurer : public tune::Measurer {
+public:
+    /// `sets` and `forest` must outlive it. Throws kInvalidArgument for tensors that cannot be tuned on.
+    CudaMeasurer(Engine& engine, std::shared_ptr<cuda::Device> device, const DecodeProblem& problem, const Forest& forest,
+                 std::span<const DecodeTensors> sets, const TunePolicy& policy);
+    ~CudaMeasurer() override;
+
+    Built build(const DecodeConfig& config) override;
+    std::string check(const DecodeConfig& config) override;
+    double sample(const DecodeConfig& config) override;
+    void release(const DecodeConfig& config) override;
+
+private:
+    struct Ready {
+        DecodePlan plan;
+        void* graph = nullptr;
+        int calls = 0;
+    };
+    struct Less {
+        bool operator()(const DecodeConfig& a, const DecodeConfig& b) const { return tune::compare_configs(a, b) < 0; }
+    };
+
+    Ready& ready(const DecodeConfig& config);
+    void capture(Ready& ready);
+    double time(const std::function<void()>& enqueue);
+    /// Turns a driver error into DeviceLost if the device answers to nothing any more.
+    template <class Body>
+    auto guarded(const Body& body);
+
+    Engine& engine_;
+    std::shared_ptr<cuda::Device> device_;
+    DecodeProblem problem_;
+    const Forest& forest_;
+    std::span<const DecodeTensors> sets_;
+    TunePolicy policy_;
+    void* stream_ = nullptr;
+    void* start_ = nullptr;
+    void* stop_ = nullptr;
+    std::map<DecodeConfig, Ready, Less> ready_;
+    std::vector<float> values_of_;  // a 16-bit pattern
+    std::vector<float> reference_, reference_lse_;
+    std::size_t next_set_ = 0;
+};
+
+}  // namespace sapwood

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "engine/tuning.h"
+
+#include "base/env.h"
+#include "base/error.h"
+#include "base/log.h"
+#include "cuda/sm_table.h"
+#include "engine/cuda_measurer.h"
+#include "plan/tiles.h"
+#include "sapwood/tune.h"
+#include "tune/candidates.h"
+#include "tune/config_fields.h"
+#include "tune/search.h"
+
+namespace sapwood {
+
+tune::DeviceFacts facts_of(const TargetSetup& setup) {
+    const cuda::DeviceInfo info = setup.device    ? setup.device->info()
+                                  : setup.is_host ? cuda::DeviceInfo{.name = "host"}
+                                                  : cuda::offline_device(setup.target);
+    return {.limits = setup.limits,
+            .name = info.name,
+            .max_threads_sm = info.max_threads_per_sm,
+            .l2_bytes = info.l2_bytes,
+            .memory_bytes = info.memory_bytes,
+            .cuda_driver = info.driver_version};
+}
+
+Tuning::Tuning(const EngineOptions& options, const TargetSetup& setup, const std::filesystem::path& cache_root) {
+    mode_ = !options.tune.empty() ? options.tune : env::get("SAPWOOD_TUNE").value_or("read");
+    if (mode_ != "off" && mode_ != "read")
+        raise(ErrorCode::kInvalidArgument,
+              "tuning mode \"" + mode_ + "\" (EngineOptions::tune or SAPWOOD_TUNE) is not off or read");
+    // The host target runs what a GPU would, slowly; what is fast on a GPU is no question there.
+    if (mode_ == "off" || setup.is_host) return;
+    directory_ = options.tune_dir;
+    if (directory_.empty()) directory_ = env::get("SAPWOOD_TUNE_DIR").value_or("");
+    if (directory_.empty() && !cache_root.empty()) directory_ = cache_root / "v1" / "tune";
+    auto database = std::make_unique<tune::Database>(facts_of(setup), directory_);
+    for (const std::string& fault : database->faults())
+        log::warning_once(fault, "tuning record left out: " + fault + "; remove it, or tune again");
+    if (!database->other_driver().empty()) log::warning_once("tune-driver", database->other_driver());
+    if (database->size() > 0) database_ = std::move(database);
+}
+
+DecodeConfig Tuning::choose(const DecodeProblem& problem, const ForestOrder& order, const DecodeConfig& config,
+                            const Limits& limits, TuneMatch& match) {
+    bool open = false;
+    for (const tune::ConfigField& field : tune::config_fields()) open |= field.in_kernel && field.get(config) == 0;
+    if (open && mode_ != "off") {
+        tune::Lookup lookup;
+        if (database_) lookup = database_->find(tune::bucket_of(problem, tune::sizes_of(problem, order)), problem, config);
+        match = lookup.match;
+        switch (lookup.match) {
+            case TuneMatch::exact:
+                ++exact_;
+                break;
+            case TuneMatch::near_bucket:
+                ++near_;
+                break;
+            case TuneMatch::other_gpu:
+                ++other_gpu_;
+                break;
+            default:
+                ++fallback_;
+        }
+        if (lookup.match != TuneMatch::fallback) return lookup.config;
+        if (!lookup.rejected.empty()) {
+            ++rejected_;
+            log::warning_once(lookup.rejected, "a tuned configuration cannot run here and is left aside for the default: " +
+                                                   lookup.rejected + "; tune again for this device");
+        }
+    }
+    return choose_config(problem, order, config, limits);
+}
+
+std::unique_ptr<DecodePlan::Impl> Tuning::plan(const DecodeProblem& asked, const Forest& forest, const DecodeConfig& config,
+                                               const DecodeLimits& room, const Limits& limits) {
+    const DecodeProblem problem = complete(asked);
+    const ForestOrder order = order_of(forest);
+    TuneMatch match = TuneMatch::none;
+    const DecodeConfig chosen = choose(problem, order, config, limits, match);
+    auto plan = make_decode_plan(problem, forest, order, chosen, room, limits);
+    plan->tuned = match;
+    return plan;
+}
+
+void Tuning::count_into(EngineStats& stats) const {
+    stats.tune_exact = exact_, stats.tune_near = near_, stats.tune_other_gpu = other_gpu_;
+    stats.tune_default = fallback_, stats.tune_rejected = rejected_;
+}
+
+std::string Tuning::describe() const {
+    if (!database_) return mode_ == "off" ? "off" : "no records" + (directory_.empty() ? "" : " in " + directory_.string());
+    return std::to_string(database_->size()) + " buckets, digest " + database_->digest();
+}
+
+TuneReport tune_decode(Engine& engine, const DecodeProblem& problem, const Forest& forest, std::span<const DecodeTensors> sets,
+                       const TuneOptions& options) {
+    const TargetSetup& setup = setup_of(engine);
+    if (!setup.device)
+        raise(ErrorCode::kUnsupportedDevice, "tuning measures, and " + setup.target +
+                                                 " has no device here; `sapwood tune --target " + setup.target +
+                                                 "` prunes and ranks without one");
+    const tune::DeviceFacts device = facts_of(setup);
+    const DecodeProblem completed = complete(problem);
+    const ForestOrder order = order_of(forest);
+    CudaMeasurer measurer(engine, setup.device, completed, forest, sets, options.policy);
+    TuneReport report =
+        tune::search(tune::find_candidates(completed, forest, order, device, options, {}), measurer, device, options);
+    report.bucket = tune::bucket_of(completed, tune::sizes_of(completed, order)).to_string();
+    return report;
+}
+
+}  // namespace sapwood

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// From a problem and its forest to the bucket that a tuning record is kept under. What changes code or legality is taken exactly,
+// sizes in half octaves. A change here is another kBucketVersion, so that old records are not read as new ones.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <string_view>
+
+#include "plan/order.h"
+#include "sapwood/decode.h"
+
+namespace sapwood::tune {
+
+inline constexpr std::uint8_t kBucketVersion = 1;
+
+/// The sizes of one call, exactly: recorded with every measurement.
+struct Sizes {
+    std::int64_t kv_heads = 0, page_size = 0;
+    std::int64_t requests = 0;       // that see a token
+    std::int64_t unique_tokens = 0;  // on some request's path
+    std::int64_t path_tokens = 0;    // summed over the requests
+    std::int64_t widest = 0;         // most requests that share a token
+    std::int64_t longest = 0;        // tokens of the longest path
+    bool operator==(const Sizes&) const = default;
+    auto operator<=>(const Sizes&) const = default;
+};
+
+Sizes sizes_of(const DecodeProblem& problem, const ForestOrder& order);
+
+/// How a kernel finds its keys: page sizes above one differ in a shift only.
+enum class PageKind : std::uint8_t { contiguous, token, pages };
+
+struct Bucket {
+    std::uint8_t version = kBucketVersion;
+    std::uint8_t dtype = 0;
+    std::uint8_t score = 0;  // Score of kernel/key.h
+    std::uint8_t pages = 0;  // PageKind
+    std::uint16_t head_dim = 0, head_dim_v = 0, group = 0;
+    // Half octaves: 0 for nothing, else 1 + round(2 * log2(value)).
+    std::uint8_t kv_heads = 0, requests = 0, unique = 0, sharing = 0, widest = 0, longest = 0;
+
+    bool operator==(const Bucket&) const = default;
+    auto operator<=>(const Bucket&) const = default;
+    /// "decode/b1/fp16/d128/v128/g4/token/scaled/h8/r1024/u23170/x23/w1024/l512"; each size is the middle of its half octave.
+    std::string to_string() const;
+};
+
+std::uint8_t half_octave(double value);
+double middle_of(std::uint8_t half_octave);
+
+Bucket bucket_of(const DecodeProblem& problem, const Sizes& sizes);
+/// The inverse of Bucket::to_string; false for what is no bucket of this version.
+bool parse_bucket(std::string_view text, Bucket& bucket);
+
+/// The same code and legality: all but the sizes.
+bool same_code(const Bucket& a, const Bucket& b);
+/// Half octaves between two buckets of the same code, summed over the sizes.
+int distance(const Bucket& a, const Bucket& b);
+/// Beyond this a record says nothing about a bucket: two octaves in all.
+inline constexpr int kNearest = 4;
+
+/// Hex name of the record: 24 digits of the digest of to_string().
+std::string key24(const Bucket& bucket);
+
+struct BucketHash {
+    std::size_t operator()(const Bucket& bucket) const noexcept;
+};
+
+}  // namespace sapwood::tune

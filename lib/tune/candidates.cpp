@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "tune/candidates.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/error.h"
+#include "plan/tiles.h"
+#include "tune/config_fields.h"
+#include "tune/prune.h"
+
+namespace sapwood::tune {
+namespace {
+
+constexpr double kBytesPerMicrosecond = 3.0e6;  // the planner's
+// From launch to the first tile in use: parameters, item, chunk, page and copy are dependent trips to memory; then the results'
+// way out (docs/performance.md).
+constexpr double kStartMicroseconds = 4.0;
+// Bytes that an SM must keep in flight to stream at its share of the bandwidth: 23 GB/s a SM at about 1.6 us under load.
+constexpr double kInFlight = 40e3;
+// The planner's arithmetic is that of eight warps; four, one a scheduler, take in proportion: nothing hides the chain of products,
+// maximum and exponentials.
+constexpr double kFourWarps = 1.6;
+// Adding up eight warps' results of one row block at the end of an item; with four half as many.
+constexpr double kScratchMergeMicroseconds = 0.7;
+
+/// Same bytes, same work: FNV-1a over the lists.
+std::uint64_t fingerprint(const WorkList& list) {
+    std::uint64_t h = 0xcbf29ce484222325u;
+    const auto add = [&](const auto& vector) {
+        const auto* bytes = reinterpret_cast<const unsigned char*>(vector.data());
+        for (std::size_t i = 0; i < vector.size() * sizeof(vector[0]); i += 4) {
+            std::uint32_t word;
+            std::memcpy(&word, bytes + i, sizeof word);
+            h = (h ^ word) * 0x100000001b3u;
+        }
+    };
+    add(list.items), add(list.requests), add(list.chunks), add(list.merges);
+    return h;
+}
+
+/// Fields left open filled in as the planner would; false and a reason if nothing fits them.
+bool resolve(const DecodeProblem& problem, const DeviceFacts& device, TuneCandidate& candidate) {
+    try {
+        candidate.config = choose_config(problem, candidate.config, device.limits);
+        return true;
+    } catch (const Error& error) {
+        candidate.reason = error.what();
+        if (candidate.config.stages == 0) candidate.config.stages = 3;  // the least that was tried: its figures say why
+        return false;
+    }
+}
+
+void drop(TuneCandidate& candidate, const char* status, std::string reason) {
+    if (candidate.status != "ok") return;
+    candidate.status = status;
+    candidate.reason = std::move(reason);
+}
+
+}  // namespace
+
+std::vector<std::size_t> CandidateSet::alive() const {
+    std::vector<std::size_t> indices;
+    for (std::size_t i = 0; i < all.size(); ++i)
+        if (all[i].status == "ok") indices.push_back(i);
+    return indices;
+}
+
+double model_cost_us(const DecodeProblem& problem, const DecodePlan::Impl& plan, const DeviceFacts& device,
+                     TuneCandidate& candidate) {
+    const DecodeConfig& config = plan.config;
+    const double token_bytes = 2.0 * (problem.head_dim + problem.head_dim_v);
+    // Units of rows that see each chunk: what compute warps work on at once.
+    const SplitInput input = plan.split_input();
+    double units = 0;
+    for (const abi::Chunk& chunk : plan.list.chunks)
+        if (chunk.row_end > chunk.row_begin)
+            units += (chunk.row_end + input.unit_rows - 1) / input.unit_rows - chunk.row_begin / input.unit_rows;
+    const double unit_bytes = chunk_cost(cost_model(problem, config), input).unit;  // of one SM's share of the bandwidth
+    candidate.arithmetic_us = units * problem.kv_heads * unit_bytes / kBytesPerMicrosecond * (config.warps >= 8 ? 1.0 : kFourWarps);
+    // A stage is in use, the others are on their way.
+    const double tile = config.block_kv * token_bytes;
+    const double in_flight = tile * (config.stages - 1) * config.blocks;
+    const double stream = candidate.model_us * std::max(1.0, kInFlight / in_flight);
+    const double first_tile = tile * device.limits.sms * config.blocks / kBytesPerMicrosecond / 2;
+    const double scratch = config.warps >= 8 ? kScratchMergeMicroseconds : kScratchMergeMicroseconds / 2;
+    return std::max(stream, candidate.arithmetic_us) + kStartMicroseconds + first_tile + scratch;
+}
+
+CandidateSet find_candidates(const DecodeProblem& problem, const Forest& forest, const ForestOrder& order,
+                             const DeviceFacts& device, const TuneOptions& options, std::span<const DecodeConfig> wanted) {
+    CandidateSet set;
+    set.list = list_for(device.limits.sm);
+    std::vector<DecodeConfig> given;
+    if (!options.only_added) given = configs_of(*set.list.list);
+    given.insert(given.end(), options.add.begin(), options.add.end());
+    given.insert(given.end(), wanted.begin(), wanted.end());
+
+    std::vector<TuneCandidate> found;
+    const auto known = [&](const DecodeConfig& config) {
+        return std::any_of(found.begin(), found.end(), [&](const TuneCandidate& c) { return same_config(c.config, config); });
+    };
+    for (const DecodeConfig& config : given) {
+        TuneCandidate candidate;
+        candidate.config = with_fixed(config, options.fix);
+        const bool resolved = resolve(problem, device, candidate);
+        if (known(candidate.config)) continue;
+        if (!resolved) candidate.status = "pruned:shape";
+        apply_resource_model(problem, device, candidate);
+        found.push_back(std::move(candidate));
+    }
+    std::stable_sort(found.begin(), found.end(),
+                     [order_of_preference = PreferenceOrder(device.limits.sm)](const auto& a, const auto& b) {
+                         return order_of_preference(a.config, b.config);
+                     });
+    // The default is a candidate whatever the caller restricts: everything is compared with it. It comes first, so ties are its.
+    const DecodeConfig by_default = choose_config(problem, order, options.fix, device.limits);
+    std::erase_if(found, [&](const TuneCandidate& c) { return same_config(c.config, by_default); });
+    found.insert(found.begin(), TuneCandidate{.config = by_default});
+    apply_resource_model(problem, device, found.front());
+
+    std::vector<std::uint64_t> prints(found.size(), 0);
+    for (std::size_t i = 0; i < found.size(); ++i) {
+        TuneCandidate& candidate = found[i];
+        if (i > 0 && options.restrict_to && !options.restrict_to(candidate.config)) drop(candidate, "pruned:caller", "restrict_to");
+        if (candidate.status != "ok") continue;
+        const auto plan = make_decode_plan(problem, forest, order, candidate.config, {}, device.limits);
+        candidate.items = plan->info.items;
+        candidate.partial_rows = plan->info.partial_rows;
+        candidate.model_us = plan->info.model_us;
+        set.floor_us = static_cast<double>(plan->info.hbm_bytes) / kBytesPerMicrosecond;
+        candidate.cost_us = model_cost_us(problem, *plan, device, candidate);
+        if (options.cost) candidate.cost_us = options.cost(candidate);
+        prints[i] = fingerprint(plan->list);
+        for (std::size_t j = 0; j < i; ++j) {
+            if (prints[j] == prints[i] && found[j].status == "ok" && same_kernel(found[j].config, candidate.config)) {
+                drop(candidate, "pruned:same-plan", "plans the same work items as " + config_text(found[j].config));
+                found[j].same.push_back(candidate.config);
+                break;
+            }
+        }
+        if (i == 0 || !options.prune) continue;
+        if (std::string reason = options.prune(candidate); !reason.empty()) drop(candidate, "pruned:caller", std::move(reason));
+    }
+    set.all = std::move(found);
+
+    std::vector<std::size_t> ranked = set.alive();
+    std::stable_sort(ranked.begin(), ranked.end(),
+                     [&](std::size_t a, std::size_t b) { return set.all[a].cost_us < set.all[b].cost_us; });
+    if (!ranked.empty()) set.model_choice = ranked.front();
+    if (options.exhaustive) return set;
+    // The model tells plans apart better than kernels: the first of each kernel is measured whatever its place.
+    std::vector<std::size_t> kept;
+    for (std::size_t place = 0; place < ranked.size(); ++place) {
+        TuneCandidate& candidate = set.all[ranked[place]];
+        const auto same = [&](const DecodeConfig& config) { return same_config(config, candidate.config); };
+        const bool first_of_kernel =
+            std::none_of(kept.begin(), kept.end(), [&](std::size_t i) { return same_kernel(set.all[i].config, candidate.config); });
+        if (place < static_cast<std::size_t>(std::max(1, options.top_k)) || ranked[place] == 0 || first_of_kernel ||
+            std::any_of(wanted.begin(), wanted.end(), same)) {
+            kept.push_back(ranked[place]);
+        } else {
+            drop(candidate, "pruned:rank",
+                 "place " + std::to_string(place + 1) + " of " + std::to_string(ranked.size()) + " by cost");
+        }
+    }
+    return set;
+}
+
+}  // namespace sapwood::tune

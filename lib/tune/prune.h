@@ -1,0 +1,22 @@
+// SPDX-License-Identifier: Apache-2.0
+// The resource model: what a configuration takes of a multiprocessor, before and after it is compiled, and what rules it out.
+#pragma once
+
+#include "sapwood/tune.h"
+#include "tune/device_facts.h"
+
+namespace sapwood::tune {
+
+/// Fills in shared memory, threads, registers and blocks an SM, and the status if the device cannot run it. `problem` is complete.
+void apply_resource_model(const DecodeProblem& problem, const DeviceFacts& device, TuneCandidate& candidate);
+
+/// The same with the compiler's figures in place of the estimates.
+void apply_compiled(const DeviceFacts& device, int registers, int spill_bytes, TuneCandidate& candidate);
+
+/// Blocks of a kernel that a multiprocessor holds. Registers are dealt out to warps in units of 256 on four sub-cores.
+int blocks_per_sm(const DeviceFacts& device, int threads, int registers, int shared_bytes);
+
+/// Spilling candidates are dropped unless all of `candidates` that are left spill.
+void drop_spilling(std::span<TuneCandidate> candidates);
+
+}  // namespace sapwood::tune
