@@ -84,7 +84,8 @@ int verify_bundle(const Options& options) {
 int verify(const Options& options) { return options.bundle.empty() ? list(options, true) : verify_bundle(options); }
 
 int collect(const Options& options) {
-    const auto age = options.max_age.empty() ? std::chrono::seconds::max() : std::chrono::seconds(static_cast<std::int64_t>(parse_seconds(options.max_age)));
+    const auto age = options.max_age.empty() ? std::chrono::seconds::max()
+                                             : std::chrono::seconds(static_cast<std::int64_t>(parse_seconds(options.max_age)));
     const std::uint64_t removed = open(options).collect(parse_bytes(options.max), age);
     std::printf("removed %s\n", bytes_text(static_cast<double>(removed)).c_str());
     return kOk;

@@ -66,10 +66,10 @@ double parse_seconds(const std::string& given) {
     try {
         number = std::stod(given, &end);
     } catch (const std::exception&) {}
-    static constexpr std::pair<const char*, double> kUnits[] = {{"", 1}, {"ms", 1e-3}, {"s", 1}, {"m", 60}, {"h", 3600}, {"d", 86400}};
+    static constexpr std::pair<const char*, double> kUnits[] = {{"", 1},   {"ms", 1e-3}, {"s", 1},
+                                                                {"m", 60}, {"h", 3600},  {"d", 86400}};
     for (const auto& [name, factor] : kUnits)
-        if (number >= 0 && number < 1e9 && given.substr(std::min(end, given.size())) == name)
-            return number * factor;
+        if (number >= 0 && number < 1e9 && given.substr(std::min(end, given.size())) == name) return number * factor;
     throw Stop{kUsage, "'" + given + "' is not a length of time; write for example 30d, 12h, 90m or 45s"};
 }
 
@@ -89,8 +89,9 @@ DecodeConfig parse_config(const std::string& given) {
 }
 
 void Selection::add_options(CLI::App& app, bool file_only) {
-    CLI::Option* what =
-        app.add_option("file", file, file_only ? "workload file (JSON), or a trace (.jsonl)" : "workload file, bundle, or key, digest or file of a cache entry");
+    CLI::Option* what = app.add_option(
+        "file", file,
+        file_only ? "workload file (JSON), or a trace (.jsonl)" : "workload file, bundle, or key, digest or file of a cache entry");
     what->required();
     if (file_only) what->check(CLI::ExistingFile);
     app.add_option("--case", name, "case: exact name, else glob, else prefix");

@@ -23,8 +23,8 @@ struct DecodeProblem {
     float softcap = 0;            ///< 0 = none; else score = softcap * tanh(score / softcap), after the scale
 };
 
-/// Who multiplies in a decode kernel: single warps (mma.sync, every SM), or warpgroups (wgmma, sm_90a and the host target; head dims
-/// 64 and 128).
+/// Who multiplies in a decode kernel: single warps (mma.sync, every SM), or warpgroups (wgmma, sm_90a and the host target; head
+/// dims 64 and 128).
 enum class Mainloop : std::uint8_t { choose = 0, mma = 1, wgmma = 2 };
 const char* mainloop_name(Mainloop mainloop) noexcept;  ///< "mma", "wgmma"; "choose"
 
@@ -37,7 +37,8 @@ struct DecodeConfig {
     std::int32_t stages = 0;     ///< ring depth
     std::int32_t blocks = 0;     ///< resident blocks an SM
     std::int32_t split = 0;      ///< work items a block aimed at by the splitter
-    std::int32_t rows = 0;       ///< most query rows that share a work item, up to 16 * warps; fewer are easier to balance, more re-read less
+    std::int32_t rows =
+        0;  ///< most query rows that share a work item, up to 16 * warps; fewer are easier to balance, more re-read less
 
     std::string to_string() const;
 };

@@ -35,8 +35,9 @@ struct EngineOptions {
     /// Empty = SAPWOOD_CACHE_DIR, else $XDG_CACHE_HOME/sapwood, else $HOME/.cache/sapwood.
     std::filesystem::path cache_dir;
     bool disk_cache = true;
-    /// GPU, SM 9.0 and later: a launch may start, up to the look-up of its work list, while the kernel before it on the stream still
-    /// runs (programmatic dependent launch); it waits before it touches tensors or page table. False: it starts after that kernel.
+    /// GPU, SM 9.0 and later: a launch may start, up to the look-up of its work list, while the kernel before it on the stream
+    /// still runs (programmatic dependent launch); it waits before it touches tensors or page table. False: it starts after that
+    /// kernel.
     bool overlap_launches = true;
     /// host target: seed of the order in which a block's threads run; 0 = in order. Results do not depend on it.
     std::uint64_t host_schedule_seed = 0;

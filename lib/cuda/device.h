@@ -37,9 +37,9 @@ public:
 
     std::uint64_t allocate(std::size_t bytes);  // 256-byte aligned; throws kDriver naming asked and free bytes
     void free(std::uint64_t pointer) noexcept;
-    void fill(std::uint64_t pointer, std::uint8_t value, std::size_t bytes, void* stream);  // async
-    void copy_to_device(std::uint64_t to, const void* from, std::size_t bytes, void* stream);   // async from pinned, else staged
-    void copy_to_host(void* to, std::uint64_t from, std::size_t bytes, void* stream);           // synchronous
+    void fill(std::uint64_t pointer, std::uint8_t value, std::size_t bytes, void* stream);     // async
+    void copy_to_device(std::uint64_t to, const void* from, std::size_t bytes, void* stream);  // async from pinned, else staged
+    void copy_to_host(void* to, std::uint64_t from, std::size_t bytes, void* stream);          // synchronous
     void* allocate_pinned(std::size_t bytes);
     void free_pinned(void* pointer) noexcept;
     void synchronize(void* stream);
@@ -57,7 +57,7 @@ public:
     void record(void* event, void* stream);
     double elapsed_us(void* start, void* stop);  // waits for stop
     void begin_capture(void* stream);
-    void* end_capture(void* stream);             // an executable graph
+    void* end_capture(void* stream);  // an executable graph
     void launch_graph(void* graph, void* stream);
     void destroy_graph(void* graph) noexcept;
 

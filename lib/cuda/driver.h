@@ -109,9 +109,9 @@ inline constexpr int kCaptureThreadLocal = 1, kCaptureRelaxed = 2;  // CUstreamC
     X(cuGraphDestroy, 10000, (Graph graph))
 
 // Null where the driver is older than the function.
-#define SAPWOOD_DRIVER_OPTIONAL_FUNCTIONS(X)                         \
-    X(cuFuncLoad, 12040, (Function function))                        \
-    X(cuThreadExchangeStreamCaptureMode, 10010, (int* mode))         \
+#define SAPWOOD_DRIVER_OPTIONAL_FUNCTIONS(X)                 \
+    X(cuFuncLoad, 12040, (Function function))                \
+    X(cuThreadExchangeStreamCaptureMode, 10010, (int* mode)) \
     X(cuLaunchKernelEx, 11060, (const LaunchConfig* config, Function function, void** parameters, void** extra))
 
 namespace detail {

@@ -12,9 +12,8 @@ std::string KernelKey::to_string() const {
     return "decode/" + std::string(dtype_name(static_cast<DType>(dtype))) + "/d" + number(head_dim) + "/v" + number(head_dim_v) +
            "/g" + number(group) + "/page" + number(page_size) +
            (score == static_cast<unsigned>(Score::negated) ? "/neg" : "/cap" + number(score)) + "/" +
-           mainloop_name(static_cast<Mainloop>(mainloop)) + "/w" + number(warps) + "/p" +
-           number(producers) + "/kv" + number(block_kv) + "/s" + number(stages) + "/b" + number(blocks) + "/" +
-           std::string(target.data());
+           mainloop_name(static_cast<Mainloop>(mainloop)) + "/w" + number(warps) + "/p" + number(producers) + "/kv" +
+           number(block_kv) + "/s" + number(stages) + "/b" + number(blocks) + "/" + std::string(target.data());
 }
 
 KernelKey decode_key(const DecodeProblem& problem, const DecodeConfig& config, const std::string& target) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Storage of a Forest, shared with the planner. Links are kept per node, so that updates cost what they change; depth-first order is
-// made on demand by the planner.
+// Storage of a Forest, shared with the planner. Links are kept per node, so that updates cost what they change; depth-first order
+// is made on demand by the planner.
 #pragma once
 
 #include <cstdint>
@@ -21,11 +21,11 @@ struct Forest::Impl {
     std::int32_t live_nodes = 0, live_requests = 0;
     std::int64_t tokens = 0;
 
-    /// What has changed: a plan compares these with what it saw. `structure` counts everything but growth of a node's length; growth
-    /// is journalled as node ids, one entry a token run, so that a plan can patch its list instead of planning anew.
-    std::uint64_t identity = 0;   // of the object whose journal this is
+    /// What has changed: a plan compares these with what it saw. `structure` counts everything but growth of a node's length;
+    /// growth is journalled as node ids, one entry a token run, so that a plan can patch its list instead of planning anew.
+    std::uint64_t identity = 0;  // of the object whose journal this is
     std::uint64_t structure = 0;
-    std::vector<std::int32_t> grown;   // node ids in order of growth, duplicates allowed
+    std::vector<std::int32_t> grown;  // node ids in order of growth, duplicates allowed
     std::vector<std::int32_t> grown_by;
 
     void check_node_id(std::int32_t id, const char* asked) const;

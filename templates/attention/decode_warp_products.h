@@ -10,8 +10,8 @@ template <class Traits>
 struct WarpProducts : DecodeRows<Traits> {
     using Rows = DecodeRows<Traits>;
     using Element = typename Traits::Element;
-    using Rows::lane;
     using Rows::kSteps;
+    using Rows::lane;
     // Both chunks of a pair at once keep twice as many products in flight, where there are registers for their scores.
     static constexpr bool kPairs =
         Traits::kMoveRegisters || Traits::kHeadDimV < 128 || (Traits::kWarps == 4 && Traits::kHeadDimV < 256);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Products by wgmma: four warps on 64 rows and the 64 keys of a tile, Q and the weights from registers, K and V from shared memory.
-// Each warp keeps 16 of the rows, in the registers that mma.sync would use, so that all else is as with WarpProducts. Thin work costs
-// what 64 rows cost, which still hides behind its loads; row-heavy work runs at the tensor cores' rate. sm_90a.
+// Each warp keeps 16 of the rows, in the registers that mma.sync would use, so that all else is as with WarpProducts. Thin work
+// costs what 64 rows cost, which still hides behind its loads; row-heavy work runs at the tensor cores' rate. sm_90a.
 #pragma once
 
 #include "attention/decode_rows.h"
@@ -62,14 +62,14 @@ private:
     static constexpr u32 kNone = ~0u;
     static constexpr u32 kUnits = Traits::kWarps / 4;
     static constexpr u32 kAhead = kUnits < Traits::kStages ? kUnits : Traits::kStages - 1;
-    u32 before_ = kNone;  // the stage whose V is still being multiplied
+    u32 before_ = kNone;   // the stage whose V is still being multiplied
     ChunkView all_{0, 0};  // rows that see every key of the tile found last
     bool signals_ = false;
     u32 staggered_ = 0;  // items, modulo 2
 
-    /// Two warpgroups that start on the same tile multiply together and then take exponentials together: half of the time the tensor
-    /// cores have nothing to do. On long items the second one starts when the first has its first scores. (Not on short ones: the
-    /// first could be two items ahead, and the barrier's parity would not tell.)
+    /// Two warpgroups that start on the same tile multiply together and then take exponentials together: half of the time the
+    /// tensor cores have nothing to do. On long items the second one starts when the first has its first scores. (Not on short
+    /// ones: the first could be two items ahead, and the barrier's parity would not tell.)
     SAPWOOD_DEVICE void stagger(u32 tiles) {
         if (kUnits != 2 || this->parts != 1 || tiles < 2 * Traits::kStages) return;
         const u32 barrier = this->shared.address + Traits::kStagger;
@@ -82,9 +82,9 @@ private:
         signals_ = false;
     }
 
-    /// Stands at the next tile that this warpgroup works on, of the next `reach`; tiles go round the warpgroups that share rows, and
-    /// those that none of its rows sees are given back at once. False if there is none. The same in all four warps, which multiply
-    /// together.
+    /// Stands at the next tile that this warpgroup works on, of the next `reach`; tiles go round the warpgroups that share rows,
+    /// and those that none of its rows sees are given back at once. False if there is none. The same in all four warps, which
+    /// multiply together.
     SAPWOOD_DEVICE bool find_tile(Position& at, u32& left, u32& turn, u32 reach) {
         for (; reach > 0 && left > 0; --reach, at.advance()) {
             --left;
@@ -127,7 +127,8 @@ private:
     SAPWOOD_DEVICE void weigh_tile(f32 (&s)[8][4], u32 stage, ChunkView all, u32 (&p)[4][4]) {
         this->transform(s);
         if (all.begin() > this->first_row || all.end() < min_u32(this->first_row + 64, this->row_end)) {
-            const ChunkView chunks[4] = {this->chunk(stage, 0), this->chunk(stage, 1), this->chunk(stage, 2), this->chunk(stage, 3)};
+            const ChunkView chunks[4] = {this->chunk(stage, 0), this->chunk(stage, 1), this->chunk(stage, 2),
+                                         this->chunk(stage, 3)};
             this->mask(s, chunks);
         }
         f32 rescale[2];

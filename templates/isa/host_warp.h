@@ -96,8 +96,8 @@ void host_run_mma(HostWarp& warp) {
     host_mma_body<T>(warp);
 }
 
-/// d[16][64] += a[16][16] * b[16][64] for the warp's 16 of the 64 rows; b lies in 128-byte rows whose 16-byte columns are permuted by
-/// the absolute address, a row for each n (K and Q) or, transposed, for each k (V).
+/// d[16][64] += a[16][16] * b[16][64] for the warp's 16 of the 64 rows; b lies in 128-byte rows whose 16-byte columns are permuted
+/// by the absolute address, a row for each n (K and Q) or, transposed, for each k (V).
 template <class T, bool kTransposed>
 [[gnu::always_inline]] inline void host_wgmma_body(HostWarp& warp) {
     alignas(64) f32 a[16][16];

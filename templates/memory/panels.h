@@ -15,9 +15,7 @@ struct Panels {
     static constexpr u32 kGroupStride = kRows * 128;  // between groups of eight columns
 
     SAPWOOD_DEVICE static u32 key(u32 row) { return row & 7; }
-    SAPWOOD_DEVICE static u32 offset(u32 row, u32 col) {
-        return col / 8 * kGroupStride + row * kPitch + (col % 8 ^ key(row)) * 16;
-    }
+    SAPWOOD_DEVICE static u32 offset(u32 row, u32 col) { return col / 8 * kGroupStride + row * kPitch + (col % 8 ^ key(row)) * 16; }
 };
 
 }  // namespace sapwood::kernel

@@ -52,7 +52,7 @@ std::string text_of(const fs::path& path) {
 TEST_CASE("tune engine: a plan takes what the database says, and says so; off and fixed kernels do not ask it") {
     test::TempDir dir;
     const Forest forest = shared_prompt(64);
-    Engine bare({.target = "sm_90a", .disk_cache = false, .tune = "off"});
+    Engine bare({.target = "sm_90a", .disk_cache = false, .compile_only = true, .tune = "off"});
     const DecodeConfig by_default = bare.plan_decode(kProblem, forest).info().config;
     CHECK(bare.plan_decode(kProblem, forest).info().tuned == TuneMatch::none);
     DecodeConfig best = by_default;
@@ -69,7 +69,7 @@ TEST_CASE("tune engine: a plan takes what the database says, and says so; off an
     tune::add(record, "case", sizes, report, {.date = "d", .sm = 90});
     tune::RecordStore(dir.path()).save(tune::environment_of(facts, {}), record, {});
 
-    Engine engine({.target = "sm_90a", .disk_cache = false, .tune = "read", .tune_dir = dir.path()});
+    Engine engine({.target = "sm_90a", .disk_cache = false, .compile_only = true, .tune = "read", .tune_dir = dir.path()});
     const auto planned = [&](const Forest& which, const DecodeConfig& config) {
         return engine.plan_decode(kProblem, which, config);
     };

@@ -28,9 +28,10 @@ requires(sizeof...(A) == sizeof...(B)) struct SameCall<R (*)(A...), S (*)(B...)>
 };
 
 // Not through Api: cuda.h makes macros of names such as cuMemAlloc.
-#define SAPWOOD_COMPARE(name, version, arguments)                                                                        \
-    static_assert(SameCall<Result(*) arguments, PFN_##name##_v##version>::value, "driver.h differs from cudaTypedefs.h " \
-                                                                                 "in " #name);
+#define SAPWOOD_COMPARE(name, version, arguments)                                \
+    static_assert(SameCall<Result(*) arguments, PFN_##name##_v##version>::value, \
+                  "driver.h differs from cudaTypedefs.h "                        \
+                  "in " #name);
 SAPWOOD_DRIVER_FUNCTIONS(SAPWOOD_COMPARE)
 SAPWOOD_DRIVER_OPTIONAL_FUNCTIONS(SAPWOOD_COMPARE)
 
