@@ -33,8 +33,8 @@ public:
 
     /// Null if it is not ready. No lock.
     Kernel* find(const KernelKey& key) { return state_.get().table.find(key); }
-    /// Ready when it returns: found, fetched or compiled, and loaded. After seal() a miss is what the policy says, unless the caller
-    /// has asked admit_miss() already.
+    /// Ready when it returns: found, fetched or compiled, and loaded. After seal() a miss is what the policy says, unless the
+    /// caller has asked admit_miss() already.
     Kernel* get(const KernelKey& key, jit::Origin* origin = nullptr, bool admitted = false);
     /// The same without an exception: null, with the reason in `fault`.
     Kernel* try_get(const KernelKey& key, jit::Origin* origin, std::string* fault, bool admitted = false) noexcept;
