@@ -75,9 +75,13 @@ DecodeProblem problem_of(const KernelKey& key) {
     return problem;
 }
 
-DecodeConfig config_of(const KernelKey& key) {
-    return {.warps = key.warps, .producers = key.producers, .block_kv = key.block_kv, .stages = key.stages, .blocks = key.blocks};
+DecodeConfig with_tiles(DecodeConfig config, const KernelKey& key) {
+    config.warps = key.warps, config.producers = key.producers, config.block_kv = key.block_kv, config.stages = key.stages;
+    config.blocks = key.blocks;
+    return config;
 }
+
+DecodeConfig config_of(const KernelKey& key) { return with_tiles({}, key); }
 
 bool same_problem(const KernelKey& a, const KernelKey& b) noexcept {
     KernelKey c = b;
