@@ -21,8 +21,7 @@ WorkCounts larger(const WorkCounts& a, const WorkCounts& b) {
 void PlanState::stand_in(DecodePlan::Impl& plan, const Kernel& kernel, const KernelKey& wanted, const Forest& forest) {
     const WorkCounts room = plan.capacity;  // of the wanted tiles: both must fit, so that the switch is one of lists alone
     const DecodeConfig kept = plan.config;
-    plan.config = config_of(kernel.key);
-    plan.config.split = kept.split, plan.config.rows = kept.rows;
+    plan.config = with_tiles(kept, kernel.key);
     try {
         plan.plan(forest, order_of(forest), &asked_);
     } catch (...) {
@@ -32,7 +31,7 @@ void PlanState::stand_in(DecodePlan::Impl& plan, const Kernel& kernel, const Ker
     plan.capacity = larger(plan.capacity, room);
     plan.key = kernel.key.to_string();
     wanted_ = wanted;
-    wanted_split_ = kept.split, wanted_rows_ = kept.rows;
+    wanted_config_ = kept;
     standing_in_ = true;
 }
 
@@ -50,8 +49,7 @@ bool PlanState::take_own_kernel(DecodePlan::Impl& plan, const Forest& forest) {
     auto* buffers = static_cast<PlanBuffers*>(plan.device.get());
     if (buffers != nullptr && buffers->engine() != service->identity) return false;
     const DecodeConfig kept = plan.config;
-    plan.config = config_of(wanted_);
-    plan.config.split = wanted_split_, plan.config.rows = wanted_rows_;
+    plan.config = wanted_config_;
     try {
         plan.plan(forest, order_of(forest), buffers != nullptr ? nullptr : &asked_);
     } catch (const Error& error) {

@@ -47,7 +47,7 @@ private:
     std::weak_ptr<KernelService> service_;
     DecodeLimits asked_;
     KernelKey wanted_;
-    std::int32_t wanted_split_ = 0, wanted_rows_ = 0;
+    DecodeConfig wanted_config_;
     bool standing_in_ = false, fixed_ = false;
     std::optional<Forest> forest_;
     std::shared_ptr<TraceRecorder> recorder_;

@@ -77,14 +77,14 @@ DecodeProblem problem_of(const KernelKey& key) {
     return problem;
 }
 
-DecodeConfig config_of(const KernelKey& key) {
-    return {.mainloop = static_cast<Mainloop>(key.mainloop),
-            .warps = key.warps,
-            .producers = key.producers,
-            .block_kv = key.block_kv,
-            .stages = key.stages,
-            .blocks = key.blocks};
+DecodeConfig with_tiles(DecodeConfig config, const KernelKey& key) {
+    config.mainloop = static_cast<Mainloop>(key.mainloop);
+    config.warps = key.warps, config.producers = key.producers, config.block_kv = key.block_kv, config.stages = key.stages;
+    config.blocks = key.blocks;
+    return config;
 }
+
+DecodeConfig config_of(const KernelKey& key) { return with_tiles({}, key); }
 
 bool same_problem(const KernelKey& a, const KernelKey& b) noexcept {
     KernelKey c = b;
