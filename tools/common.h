@@ -86,6 +86,5 @@ void add_doctor(CLI::App& app, Action& action);
 void add_cache(CLI::App& app, Action& action);
 void add_demo(CLI::App& app, Action& action);
 void add_tune(CLI::App& app, Action& action);
-void add_merge_db(CLI::App& app, Action& action);
 
 }  // namespace sapwood::tool

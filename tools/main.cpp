@@ -48,7 +48,6 @@ int main(int argc, char** argv) {
     add_cache(app, action);
     add_demo(app, action);
     add_tune(app, action);
-    add_merge_db(app, action);
     for (CLI::App* sub : app.get_subcommands({})) sub->footer(kFooter);
     try {
         app.parse(argc, argv);

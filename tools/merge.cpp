@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-// sapwood merge: joins files of one kind. Each kind has a row in kKinds: what its inputs look like, and how they are joined.
+// sapwood merge: joins bundles, or tuning databases. Each kind has a row in kKinds: what its inputs look like, and how they are
+// joined.
 #include "base/publish.h"
 #include "common.h"
 #include "jit/bundle.h"
+#include "tune/record_store.h"
 
 namespace sapwood::tool {
 namespace {
@@ -31,6 +33,16 @@ int merge_bundles(const Options& options) {
     return kOk;
 }
 
+int merge_databases(const Options& options) {
+    const std::vector<std::filesystem::path> inputs(options.inputs.begin(), options.inputs.end());
+    const tune::MergeReport report = tune::merge_databases(inputs, options.out);
+    std::printf("%zu buckets of %zu environments, %zu of them from more than one input\n", report.records, report.environments,
+                report.joined);
+    for (const std::string& conflict : report.conflicts) std::printf("conflict     %s\n", conflict.c_str());
+    for (const std::string& fault : report.faults) std::fprintf(stderr, "left out: %s\n", fault.c_str());
+    return report.faults.empty() ? kOk : kCheckFailed;
+}
+
 struct Kind {
     const char* name;
     bool (*is)(const std::string& input);
@@ -39,6 +51,7 @@ struct Kind {
 
 constexpr Kind kKinds[] = {
     {"bundle (.swb)", [](const std::string& input) { return input.ends_with(".swb"); }, merge_bundles},
+    {"tuning database (directory)", [](const std::string& input) { return std::filesystem::is_directory(input); }, merge_databases},
 };
 
 int merge(const Options& options) {
@@ -55,9 +68,13 @@ int merge(const Options& options) {
 void add_merge(CLI::App& app, Action& action) {
     auto options = std::make_shared<Options>();
     CLI::App* sub =
-        app.add_subcommand("merge", "join bundles into one; the first of two that differ stays, and the conflict is listed");
-    sub->add_option("inputs", options->inputs, "files to join")->required()->check(CLI::ExistingPath);
-    sub->add_option("--out", options->out, "file to write")->required();
+        app.add_subcommand("merge",
+                           "join bundles (of two kernels that differ the first stays), or tuning databases (shards of one "
+                           "tuning, in any order to the same result); conflicts are listed");
+    sub->add_option("inputs", options->inputs, "bundles, or directories that `sapwood tune --db` wrote")
+        ->required()
+        ->check(CLI::ExistingPath);
+    sub->add_option("--out", options->out, "file or directory to write")->required();
     sub->callback([options, &action] { action = [options] { return merge(*options); }; });
 }
 

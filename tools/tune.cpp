@@ -146,7 +146,7 @@ void add_tune(CLI::App& app, Action& action) {
     sub->add_option("--target", args->target, "auto, cuda, cuda:N, or an SM such as sm_90a without one")->capture_default_str();
     sub->add_option("--devices", args->devices, "GPUs to tune on at the same time, such as 0,1");
     sub->add_option("--budget", args->budget, "stop measuring after this time, such as 4m");
-    sub->add_option("--shard", args->shard, "only part i of n of the buckets, as i/n: tune them on many machines, then merge-db");
+    sub->add_option("--shard", args->shard, "only part i of n of the buckets, as i/n: tune them on many machines, then merge");
     sub->add_flag("--exhaustive", args->exhaustive,
                   "measure every configuration that can run, and compare the choices with the best");
     sub->add_flag("--fresh", args->fresh, "measure again what the database holds");

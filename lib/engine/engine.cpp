@@ -44,7 +44,8 @@ double ms_since(std::chrono::steady_clock::time_point start) {
 }  // namespace
 
 Engine::Impl::Impl(EngineOptions options)
-    : service(make_service(std::move(options))), tuning(service->options, service->setup, service->cache.root()) {
+    : service(make_service(std::move(options))),
+      tuning(service->options, service->setup, service->cache.root(), service->attachments("tune/")) {
     std::filesystem::path file = service->options.trace;
     if (file.empty() && !service->options.compile_only) file = env::get("SAPWOOD_TRACE").value_or("");  // of runs, not of tools
     if (!file.empty()) trace = TraceRecorder::of(file);

@@ -24,7 +24,8 @@ void pack_kernel(jit::BundleContents& contents, Engine& engine, const KernelKey&
 /// files. Returns how many entries were left out.
 std::size_t pack_cache(jit::BundleContents& contents, const jit::DiskCache& cache, const std::vector<std::string>& targets);
 
-/// Adds every file below `directory` as an attachment "tune/<path>". Throws kIo.
+/// Adds every file below (an engine that has the bundle reads the index.json among them) `directory` as an attachment
+/// "tune/<path>". Throws kIo.
 void pack_tuning(jit::BundleContents& contents, const std::filesystem::path& directory);
 
 }  // namespace sapwood

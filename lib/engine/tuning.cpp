@@ -26,7 +26,8 @@ tune::DeviceFacts facts_of(const TargetSetup& setup) {
             .cuda_driver = info.driver_version};
 }
 
-Tuning::Tuning(const EngineOptions& options, const TargetSetup& setup, const std::filesystem::path& cache_root) {
+Tuning::Tuning(const EngineOptions& options, const TargetSetup& setup, const std::filesystem::path& cache_root,
+               const std::map<std::string, std::vector<std::byte>>& attachments) {
     mode_ = !options.tune.empty() ? options.tune : env::get("SAPWOOD_TUNE").value_or("read");
     if (mode_ != "off" && mode_ != "read")
         raise(ErrorCode::kInvalidArgument,
@@ -36,7 +37,12 @@ Tuning::Tuning(const EngineOptions& options, const TargetSetup& setup, const std
     directory_ = options.tune_dir;
     if (directory_.empty()) directory_ = env::get("SAPWOOD_TUNE_DIR").value_or("");
     if (directory_.empty() && !cache_root.empty()) directory_ = cache_root / "v1" / "tune";
-    auto database = std::make_unique<tune::Database>(facts_of(setup), directory_);
+    std::vector<tune::ShippedIndex> shipped;
+    for (const auto& [name, bytes] : attachments) {
+        if (name.ends_with("index.json"))
+            shipped.push_back({"bundled " + name, std::string(reinterpret_cast<const char*>(bytes.data()), bytes.size())});
+    }
+    auto database = std::make_unique<tune::Database>(facts_of(setup), directory_, /*with_embedded=*/true, shipped);
     for (const std::string& fault : database->faults())
         log::warning_once(fault, "tuning record left out: " + fault + "; remove it, or tune again");
     if (!database->other_driver().empty()) log::warning_once("tune-driver", database->other_driver());

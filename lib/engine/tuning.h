@@ -5,8 +5,10 @@
 #include <atomic>
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "engine/target.h"
 #include "plan/decode_plan.h"
@@ -24,7 +26,9 @@ class Tuning {
 public:
     /// Reads the database, if there is one: EngineOptions::tune and ::tune_dir, else SAPWOOD_TUNE and SAPWOOD_TUNE_DIR, else what
     /// is embedded and what lies below `cache_root`. Throws kInvalidArgument for a mode that is none.
-    Tuning(const EngineOptions& options, const TargetSetup& setup, const std::filesystem::path& cache_root);
+    /// `attachments`: of bundles, by name; records among them come after the user's and before the embedded ones.
+    Tuning(const EngineOptions& options, const TargetSetup& setup, const std::filesystem::path& cache_root,
+           const std::map<std::string, std::vector<std::byte>>& attachments);
 
     /// make_decode_plan with the fields that `config` leaves open taken from the database, where it knows the bucket.
     std::unique_ptr<DecodePlan::Impl> plan(const DecodeProblem& problem, const Forest& forest, const DecodeConfig& config,

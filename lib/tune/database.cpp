@@ -18,13 +18,21 @@ std::string version(int number) { return std::to_string(number / 1000) + "." + s
 
 }  // namespace
 
-Database::Database(const DeviceFacts& device, const std::filesystem::path& directory, bool with_embedded) : device_(device) {
+Database::Database(const DeviceFacts& device, const std::filesystem::path& directory, bool with_embedded,
+                   std::span<const ShippedIndex> shipped)
+    : device_(device) {
     if (!directory.empty()) add_directory(directory);
-    if (with_embedded) add_embedded();
-    // This GPU's before another's; of those the user's first; among several others a fixed order, the like-sized ones first.
+    for (const ShippedIndex& index : shipped) add_shipped(index.origin, index.text);
+    if (with_embedded) {
+        for (const EmbeddedFile& file : embedded_tuning()) {
+            if (file.path.ends_with("index.json")) add_shipped("embedded " + std::string(file.path), file.text);
+        }
+    }
+    // This GPU's before another's; of those the user's first, then in the order of above; other GPUs' like-sized ones first.
     std::stable_sort(sources_.begin(), sources_.end(), [&](const Source& a, const Source& b) {
         const auto key = [&](const Source& s) {
-            return std::make_tuple(!s.same_device, s.embedded, s.environment.sms != device_.limits.sms, s.environment.id());
+            return std::make_tuple(!s.same_device, s.embedded, s.environment.sms != device_.limits.sms,
+                                   s.same_device ? std::string() : s.environment.id());
         };
         return key(a) < key(b);
     });
@@ -58,18 +66,16 @@ void Database::add_directory(const std::filesystem::path& directory) {
     }
 }
 
-void Database::add_embedded() {
-    for (const EmbeddedFile& file : embedded_tuning()) {
-        if (!file.path.ends_with("index.json")) continue;
-        Source source;
-        source.embedded = true;
-        std::string fault;
-        if (!parse_index(file.text, source.environment, source.choices, &fault)) {
-            faults_.push_back("embedded " + std::string(file.path) + ": " + fault);
-            continue;
-        }
-        if (source.environment.epoch == tuning_epoch().number) add(std::move(source));
+void Database::add_shipped(const std::string& origin, std::string_view text) {
+    Source source;
+    source.embedded = true;
+    std::string fault;
+    if (!parse_index(text, source.environment, source.choices, &fault)) {
+        faults_.push_back(origin + ": " + fault);
+        return;
     }
+    // Made for these very kernels, or for kernels of which the same configurations win.
+    if (source.environment.code == code_digest() || source.environment.epoch == tuning_epoch().number) add(std::move(source));
 }
 
 bool Database::take(const Choice& choice, const DecodeProblem& problem, const DecodeConfig& fixed, Lookup& lookup) const {

@@ -28,10 +28,16 @@ struct Lookup {
     std::string rejected;  // why a record that was found cannot be used here; then it is a fallback
 };
 
+/// An index.json that came with something else, such as a bundle of kernels.
+struct ShippedIndex {
+    std::string origin, text;
+};
+
 class Database {
 public:
-    /// For one device. `directory` empty: only what is embedded.
-    Database(const DeviceFacts& device, const std::filesystem::path& directory, bool with_embedded = true);
+    /// For one device: the user's records in `directory` (empty: none), then what is shipped, then what is embedded.
+    Database(const DeviceFacts& device, const std::filesystem::path& directory, bool with_embedded = true,
+             std::span<const ShippedIndex> shipped = {});
 
     /// Exact on this GPU, near on this GPU, then the same of another GPU of this SM; the user's database before the embedded one.
     /// `fixed`: fields that the caller has set; only a configuration that agrees with them is taken. `problem` is complete.
@@ -49,11 +55,11 @@ private:
     using Choices = std::unordered_map<Bucket, Choice, BucketHash>;
     struct Source {
         Environment environment;
-        bool embedded = false, same_device = false;
+        bool embedded = false, same_device = false;  // embedded: or shipped
         Choices choices;
     };
     void add_directory(const std::filesystem::path& directory);
-    void add_embedded();
+    void add_shipped(const std::string& origin, std::string_view text);
     void add(Source source);
     bool take(const Choice& choice, const DecodeProblem& problem, const DecodeConfig& fixed, Lookup& lookup) const;
 

@@ -8,7 +8,9 @@
 #include <cstdio>
 #include <fstream>
 
+#include "base/publish.h"
 #include "cuda/nvrtc.h"
+#include "engine/pack.h"
 #include "engine/tuning.h"
 #include "plan/tiles.h"
 #include "sapwood/sapwood.h"
@@ -93,6 +95,17 @@ TEST_CASE("tune engine: a plan takes what the database says, and says so; off an
     CHECK(tune::same_config(plan.info().config, best));
     CHECK(plan.info().tuned == TuneMatch::exact);
 
+    // The same records in a bundle, as a server without a writable disk has them.
+    jit::BundleContents contents = empty_bundle();
+    tune::RecordStore(dir.path()).save_index(tune::environment_of(facts, {}), {});
+    pack_tuning(contents, dir.path());
+    const fs::path bundle = dir.path() / "tuned.swb";
+    REQUIRE(replace_file(bundle, jit::encode_bundle(contents)));
+    Engine served({.target = "sm_90a", .disk_cache = false, .bundles = {bundle}, .compile_only = true, .tune = "read"});
+    const DecodePlan bundled = served.plan_decode(kProblem, forest);
+    CHECK(bundled.info().tuned == TuneMatch::exact);
+    CHECK(tune::same_config(bundled.info().config, best));
+
     CHECK_THROWS_WITH_AS(Engine({.target = "sm_90a", .tune = "sometimes"}), doctest::Contains("off or read"), Error);
     CHECK_THROWS_WITH_AS(tune_decode(engine, kProblem, forest, {}), doctest::Contains("no device"), Error);
 }
@@ -136,7 +149,7 @@ TEST_CASE("tune tool: shards of the work, merged, are the whole") {
     const auto at = [&](const char* name) { return (dir.path() / name).string(); };
     CHECK(shell(tool + at("all")).second == 0);
     for (const char* shard : {"1", "2", "3"}) CHECK(shell(tool + at(shard) + " --shard " + shard + "/3").second == 0);
-    CHECK(shell(SAPWOOD_TOOL " merge-db " + at("2") + " " + at("3") + " " + at("1") + " --out " + at("merged")).second == 0);
+    CHECK(shell(SAPWOOD_TOOL " merge " + at("2") + " " + at("3") + " " + at("1") + " --out " + at("merged")).second == 0);
     const std::string id = tune::RecordStore(at("all")).environments().at(0).id();
     CHECK(text_of(dir.path() / "merged" / id / "index.json") == text_of(dir.path() / "all" / id / "index.json"));
     CHECK(shell(tool + at("x") + " --shard 4/3").second == 2);
