@@ -89,6 +89,8 @@ void DecodePlan::Impl::plan(const Forest& forest, const ForestOrder& order, cons
         narrow.capacity = (narrow.capacity + 1) / 2;
         Cover other = make_cover(order, narrow);
         Split its = choose_split(order, other, narrow, split_input());
+        // What loads more than fits the time already found is beaten however evenly it is spread, and narrower covers load more.
+        if (its.even_share > split.makespan) break;
         if (its.makespan < 0.98 * split.makespan) {
             model = narrow;
             cover = std::move(other);

@@ -73,22 +73,23 @@ ForestOrder order_of(const Forest& forest) {
         }
         const Node& node = impl.nodes[visit.node];
         const std::int32_t index = static_cast<std::int32_t>(order.entries.size());
-        ForestOrder::Entry entry = {.node = visit.node,
-                                    .parent = visit.parent_entry,
-                                    .request_begin = static_cast<std::int32_t>(order.requests.size()),
-                                    .request_end = 0,
-                                    .depth_begin = 0,
-                                    .tokens = node.tokens,
-                                    .padded_begin = 0,
-                                    .padded = whole_chunks(node.tokens),
-                                    .kv_begin = node.kv_begin};
+        // Filled in place (there is room for all): a copy would wait for its pieces to be stored.
+        ForestOrder::Entry& entry = order.entries.emplace_back();
+        entry.node = visit.node;
+        entry.parent = visit.parent_entry;
+        entry.request_begin = static_cast<std::int32_t>(order.requests.size());
+        entry.request_end = 0;
+        entry.depth_begin = 0;
+        entry.tokens = node.tokens;
+        entry.padded_begin = 0;
+        entry.padded = whole_chunks(node.tokens);
+        entry.kv_begin = node.kv_begin;
         if (visit.parent_entry >= 0) {
             const ForestOrder::Entry& parent = order.entries[visit.parent_entry];
             entry.depth_begin = parent.depth_begin + parent.tokens;
             entry.padded_begin = parent.padded_begin + parent.padded;
         }
         shared = std::min(shared, entry.padded_begin);
-        order.entries.push_back(entry);
         for (std::int32_t i = attached.begin[visit.node]; i < attached.begin[visit.node + 1]; ++i) {
             if (entry.depth_begin + entry.tokens == 0) {
                 order.empty.push_back(attached.list[i]);
