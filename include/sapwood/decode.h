@@ -108,6 +108,8 @@ struct DecodeLimits {
 /// Tensors of one call. Device pointers on a GPU engine, host pointers on a host engine; K, V, Q and out 16-byte aligned.
 /// Strides are in elements; 0 = densely packed NHD ([tokens, heads, dim]; [requests, heads, dim] for q and out). The last dimension
 /// is contiguous. Any two strides that keep 16-byte alignment are legal, so HND pools work too.
+/// K and V of every token on some request's path must be finite: requests that share a work item share products, in which the keys
+/// that one does not see have weight 0, and 0 * Inf is NaN. Slots that no token owns may hold anything.
 struct DecodeTensors {
     const void* q = nullptr;                   ///< [requests, Hq, head_dim]
     const void* k = nullptr;                   ///< [rows, Hkv, head_dim]
