@@ -43,9 +43,7 @@ double ms_since(std::chrono::steady_clock::time_point start) {
 
 }  // namespace
 
-Engine::Impl::Impl(EngineOptions options)
-    : service(make_service(std::move(options))),
-      tuning(service->options, service->setup, service->cache.root(), service->attachments("tune/")) {
+Engine::Impl::Impl(EngineOptions options) : service(make_service(std::move(options))) {
     std::filesystem::path file = service->options.trace;
     if (file.empty() && !service->options.compile_only) file = env::get("SAPWOOD_TRACE").value_or("");  // of runs, not of tools
     if (!file.empty()) trace = TraceRecorder::of(file);
@@ -157,7 +155,7 @@ Engine::~Engine() = default;
 
 DecodePlan Engine::plan_decode(const DecodeProblem& problem, const Forest& forest, const DecodeConfig& config,
                                const DecodeLimits& limits) {
-    auto plan = impl_->tuning.plan(problem, forest, config, limits, impl_->service->setup.limits);
+    auto plan = impl_->service->tuning->plan(problem, forest, config, limits, impl_->service->setup.limits);
     impl_->adopt(*plan, forest, limits);
     return DecodePlan(std::move(plan));
 }
@@ -284,13 +282,9 @@ std::string Engine::describe_cache() const {
     return (reason.empty() ? "memory only" : "memory only: " + reason) + bundles;
 }
 
-EngineStats Engine::stats() const {
-    EngineStats stats = impl_->service->stats();
-    impl_->tuning.count_into(stats);
-    return stats;
-}
+EngineStats Engine::stats() const { return impl_->service->stats(); }
 std::vector<KernelUse> Engine::kernels() const { return impl_->service->uses(); }
-std::string Engine::describe_tuning() const { return impl_->tuning.describe(); }
+std::string Engine::describe_tuning() const { return impl_->service->tuning->describe(); }
 const TargetSetup& setup_of(Engine& engine) { return engine.impl().service->setup; }
 
 std::string Engine::source(const DecodePlan& plan) const { return render(impl_->key_of(plan.impl())).source; }

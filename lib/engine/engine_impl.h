@@ -6,7 +6,6 @@
 
 #include "engine/kernel_service.h"
 #include "engine/trace_recorder.h"
-#include "engine/tuning.h"
 #include "plan/decode_plan.h"
 #include "sapwood/engine.h"
 
@@ -17,7 +16,6 @@ struct Engine::Impl {
     ~Impl();
 
     std::shared_ptr<KernelService> service;
-    Tuning tuning;
     std::shared_ptr<TraceRecorder> trace;  // null: not traced
 
     KernelKey key_of(const DecodePlan::Impl& plan) const;

@@ -55,6 +55,7 @@ KernelService::KernelService(EngineOptions given)
         if (end > at) add_bundle(listed.substr(at, end - at), {});
         at = end + 1;
     }
+    tuning = std::make_unique<Tuning>(options, setup, cache.root(), attachments("tune/"));
 }
 
 KernelService::~KernelService() = default;
@@ -242,18 +243,20 @@ Kernel* KernelService::nearest(const KernelKey& key) {
 }
 
 EngineStats KernelService::stats() const {
-    return {.launches = counters.launches,
-            .compiles = counters.compiles,
-            .disk_hits = counters.disk_hits,
-            .memory_hits = counters.memory_hits,
-            .misses_after_seal = counters.misses_after_seal,
-            .compile_ms = static_cast<double>(counters.compile_us) / 1000.0,
-            .bundle_hits = counters.bundle_hits,
-            .compiles_after_seal = counters.compiles_after_seal,
-            .stand_in_launches = counters.stand_in_launches,
-            .background_compiles = counters.background_compiles,
-            .background_failures = counters.background_failures,
-            .switches = counters.switches};
+    EngineStats stats = {.launches = counters.launches,
+                         .compiles = counters.compiles,
+                         .disk_hits = counters.disk_hits,
+                         .memory_hits = counters.memory_hits,
+                         .misses_after_seal = counters.misses_after_seal,
+                         .compile_ms = static_cast<double>(counters.compile_us) / 1000.0,
+                         .bundle_hits = counters.bundle_hits,
+                         .compiles_after_seal = counters.compiles_after_seal,
+                         .stand_in_launches = counters.stand_in_launches,
+                         .background_compiles = counters.background_compiles,
+                         .background_failures = counters.background_failures,
+                         .switches = counters.switches};
+    tuning->count_into(stats);
+    return stats;
 }
 
 std::vector<KernelUse> KernelService::uses() const {

@@ -16,6 +16,7 @@
 #include "base/thread_pool.h"
 #include "engine/kernel_table.h"
 #include "engine/target.h"
+#include "engine/tuning.h"
 #include "jit/disk_cache.h"
 #include "sapwood/engine.h"
 
@@ -30,6 +31,7 @@ public:
     const std::uint64_t identity;  // tells engines apart for good: the next one may lie where the last one lay
     TargetSetup setup;
     jit::DiskCache cache;
+    std::unique_ptr<Tuning> tuning;  // what configurations are chosen by; reads the bundles that are there at the start
 
     /// Null if it is not ready. No lock.
     Kernel* find(const KernelKey& key) { return state_.get().table.find(key); }

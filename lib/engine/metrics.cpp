@@ -58,6 +58,17 @@ public:
                [](const auto& s) { return s.background_failures; });
         engine("sapwood_switches_total", "counter", "Plans that went over from a stand-in to their own kernel.",
                [](const auto& s) { return s.switches; });
+        const char* help = "Plans made, by where their configuration came from (DecodePlanInfo::tuned).";
+        engine(
+            "sapwood_tuned_plans_total", "counter", help, [](const auto& s) { return s.tune_exact; }, "match=\"exact\"");
+        engine(
+            "sapwood_tuned_plans_total", "counter", "", [](const auto& s) { return s.tune_near; }, "match=\"near\"");
+        engine(
+            "sapwood_tuned_plans_total", "counter", "", [](const auto& s) { return s.tune_other_gpu; }, "match=\"other_gpu\"");
+        engine(
+            "sapwood_tuned_plans_total", "counter", "", [](const auto& s) { return s.tune_default; }, "match=\"default\"");
+        engine("sapwood_tune_rejected_total", "counter", "Tuning records that could not run at the real sizes.",
+               [](const auto& s) { return s.tune_rejected; });
         head("sapwood_sealed", "gauge", "1 after seal().");
         for (const Engine& engine : engines_) sample("sapwood_sealed", engine.labels, engine.sealed);
         head("sapwood_kernels_ready", "gauge", "Kernels that are ready.");

@@ -85,6 +85,7 @@ TEST_CASE("tune engine: a plan takes what the database says, and says so; off an
     CHECK(planned(forest, by_default).info().tuned == TuneMatch::none);
     const EngineStats stats = engine.stats();
     CHECK((stats.tune_exact == 1 && stats.tune_near == 1 && stats.tune_default == 2 && stats.tune_rejected == 0));
+    CHECK(engine.metrics_text().find("match=\"near\"} 1\n") != std::string::npos);
     CHECK(engine.describe_tuning().find("digest") != std::string::npos);
     // The plan keeps its kernel while its forest grows: a captured graph stays valid.
     Forest grown = forest;
