@@ -7,6 +7,7 @@
 
 #include "cuda/sm_table.h"
 #include "tune/config_fields.h"
+#include "tune/config_json.h"
 
 namespace sapwood::tool {
 
@@ -172,7 +173,7 @@ nlohmann::json to_json(const support::DecodeCase& which) {
 }
 
 nlohmann::json to_json(const DecodePlanInfo& info) {
-    return {{"config", nlohmann::json::parse(info.config.to_string())},
+    return {{"config", tune::config_json(info.config)},
             {"items", info.items},
             {"partial_rows", info.partial_rows},
             {"hbm_bytes", info.hbm_bytes},

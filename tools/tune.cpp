@@ -71,8 +71,6 @@ int tune_command(TuneArgs& args) {
 
 }  // namespace
 
-nlohmann::json config_json(const DecodeConfig& config) { return nlohmann::json::parse(config.to_string()); }
-
 TuneOptions tune_options(const TuneArgs& args) {
     TuneOptions options;
     options.top_k = args.top_k;

@@ -71,6 +71,4 @@ void print_outcomes(const TuneArgs& args, const std::vector<TuneOutcome>& outcom
 void write_report(const std::string& path, const TuneArgs& args, const std::string& device,
                   const std::vector<TuneOutcome>& outcomes);
 
-nlohmann::json config_json(const DecodeConfig& config);
-
 }  // namespace sapwood::tool

@@ -11,6 +11,7 @@
 #include "terminal.h"
 #include "tune.h"
 #include "tune/config_fields.h"
+#include "tune/config_json.h"
 #include "tune/prune.h"
 
 namespace sapwood::tool {
@@ -117,7 +118,7 @@ int tune_offline(const TuneArgs& args) {
                                {"candidates", nlohmann::json::array()}};
         for (const TuneCandidate& c : set.all) {
             rows.push_back(&c);
-            line["candidates"].push_back({{"config", config_json(c.config)},
+            line["candidates"].push_back({{"config", tune::config_json(c.config)},
                                           {"status", c.status},
                                           {"reason", c.reason},
                                           {"cost_us", c.cost_us},

@@ -5,6 +5,7 @@
 #include "terminal.h"
 #include "tune.h"
 #include "tune/config_fields.h"
+#include "tune/config_json.h"
 
 namespace sapwood::tool {
 namespace {
@@ -97,12 +98,12 @@ void print_outcomes(const TuneArgs& args, const std::vector<TuneOutcome>& outcom
                                {"compared_us", us(compared)},
                                {"tried", tried},
                                {"complete", report.complete},
-                               {"default", config_json(report.default_config)},
-                               {"chosen", config_json(outcome.chosen)},
-                               {"model", config_json(report.model_choice)}};
+                               {"default", tune::config_json(report.default_config)},
+                               {"chosen", tune::config_json(outcome.chosen)},
+                               {"model", tune::config_json(report.model_choice)}};
         line["candidates"] = nlohmann::json::array();
         for (const TuneCandidate& c : report.candidates)
-            line["candidates"].push_back({{"config", config_json(c.config)},
+            line["candidates"].push_back({{"config", tune::config_json(c.config)},
                                           {"status", c.status},
                                           {"reason", c.reason},
                                           {"median_us", c.median_us},

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "kernel/key_text.h"
 #include "plan/tiles.h"
+#include "tune/config_json.h"
 
 namespace sapwood {
 namespace {
@@ -65,12 +66,7 @@ Sharing sharing_of(const std::string& name) {
 
 DecodeConfig tiles_of(const json& object) {
     known_fields(object, {"mainloop", "warps", "producers", "block_kv", "stages", "blocks"});
-    return {.mainloop = mainloop_of(object.value("mainloop", std::string())),
-            .warps = object.value("warps", 0),
-            .producers = object.value("producers", 0),
-            .block_kv = object.value("block_kv", 0),
-            .stages = object.value("stages", 0),
-            .blocks = object.value("blocks", 0)};
+    return tune::config_from(object);
 }
 
 std::vector<DecodeProblem> problems_of(const json& root) {

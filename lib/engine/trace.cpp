@@ -9,8 +9,9 @@
 #include <tuple>
 
 #include "base/error.h"
-#include "plan/tiles.h"
 #include "sapwood/types.h"
+#include "tune/config_fields.h"
+#include "tune/config_json.h"
 
 namespace sapwood {
 namespace {
@@ -33,14 +34,8 @@ TraceProblem problem_from(const json& line) {
                       .page_size = problem.at("page_size"),
                       .scale = problem.at("scale"),
                       .softcap = problem.at("softcap")};
-    record.config = {.mainloop = mainloop_of(config.at("mainloop").get<std::string>()),
-                     .warps = config.at("warps"),
-                     .producers = config.at("producers"),
-                     .block_kv = config.at("block_kv"),
-                     .stages = config.at("stages"),
-                     .blocks = config.at("blocks"),
-                     .split = config.at("split"),
-                     .rows = config.at("rows")};
+    for (const tune::ConfigField& field : tune::config_fields())
+        tune::set_from_json(record.config, field.name, config.at(field.name));
     record.target = line.at("target"), record.key = line.at("key");
     record.requests = line.at("requests"), record.tokens = line.at("tokens"), record.path_tokens = line.at("path_tokens");
     record.planned = line.at("planned"), record.updated = line.at("updated"), record.launched = line.at("launched");
@@ -144,7 +139,6 @@ std::string write_trace(const std::vector<TraceProblem>& problems, std::uint64_t
     std::string text = json{{"sapwood_trace", kSchema}, {"buckets", kBuckets}, {"dropped", dropped}}.dump() + "\n";
     for (const TraceProblem& record : problems) {
         const DecodeProblem& problem = record.problem;
-        const DecodeConfig& config = record.config;
         json tree = json::array();
         for (const TraceNode& node : record.tree) tree.push_back({node.parent, node.tokens, node.requests, node.copies});
         const json line = {{"problem",
@@ -156,15 +150,7 @@ std::string write_trace(const std::vector<TraceProblem>& problems, std::uint64_t
                              {"page_size", problem.page_size},
                              {"scale", problem.scale},
                              {"softcap", problem.softcap}}},
-                           {"config",
-                            {{"mainloop", mainloop_name(config.mainloop)},
-                             {"warps", config.warps},
-                             {"producers", config.producers},
-                             {"block_kv", config.block_kv},
-                             {"stages", config.stages},
-                             {"blocks", config.blocks},
-                             {"split", config.split},
-                             {"rows", config.rows}}},
+                           {"config", tune::config_json(record.config)},
                            {"target", record.target},
                            {"key", record.key},
                            {"requests", record.requests},

@@ -154,8 +154,8 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
 
 std::int64_t pieces_of(double block_cost, double item_cost, std::int64_t tiles) {
     if (item_cost <= 0) return 1;
-    // A hair over a whole number of items is that number: the last one must not be a sliver. Rounded up by hand: this runs a hundred
-    // times a block, and std::ceil is a call.
+    // A hair over a whole number of items is that number: the last one must not be a sliver. Rounded up by hand: this runs a
+    // hundred times a block, and std::ceil is a call.
     const double pieces = block_cost / item_cost - 0.05;
     const std::int64_t whole = static_cast<std::int64_t>(pieces);
     return std::clamp<std::int64_t>(whole + (static_cast<double>(whole) < pieces), 1, tiles);

@@ -89,13 +89,6 @@ const char* mainloop_name(Mainloop mainloop) noexcept {
     return "choose";
 }
 
-Mainloop mainloop_of(std::string_view name) noexcept {
-    for (const Mainloop mainloop : {Mainloop::mma, Mainloop::wgmma}) {
-        if (name == mainloop_name(mainloop)) return mainloop;
-    }
-    return Mainloop::choose;
-}
-
 std::string why_illegal(const DecodeProblem& problem, const DecodeConfig& config, const Limits& limits) {
     if (config.mainloop != Mainloop::mma && config.mainloop != Mainloop::wgmma)
         return "mainloop " + std::to_string(static_cast<int>(config.mainloop)) + " is not mma (1) or wgmma (2)";

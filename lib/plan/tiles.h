@@ -4,7 +4,6 @@
 
 #include <optional>
 #include <string>
-#include <string_view>
 
 #include "attention/decode_layout.h"
 #include "plan/limits.h"
@@ -18,9 +17,6 @@ DecodeProblem complete(const DecodeProblem& problem);
 inline int group_of(const DecodeProblem& problem) { return problem.q_heads / problem.kv_heads; }
 
 abi::DecodeShape shape_of(const DecodeProblem& problem, const DecodeConfig& config);
-
-/// The main loop of that name; Mainloop::choose for any other text.
-Mainloop mainloop_of(std::string_view name) noexcept;
 
 /// Registers of a compute thread: what the kernel is expected to need, and what is left to it with this many threads on an SM.
 struct RegisterEstimate {

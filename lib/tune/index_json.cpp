@@ -5,6 +5,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tune/config_fields.h"
+#include "tune/config_json.h"
 #include "tune/database.h"
 
 namespace sapwood::tune {
@@ -53,14 +54,7 @@ bool parse_index(std::string_view text, Environment& environment, std::unordered
         if (!read) return false;
         environment = *read;
         std::vector<DecodeConfig> configs;
-        for (const json& object : index.at("configs")) {
-            DecodeConfig config;
-            for (const auto& [name, value] : object.items()) {
-                if (!set_field(config, name, value.is_string() ? value.get<std::string>() : value.dump()) && value != 0)
-                    throw std::runtime_error("config field \"" + name + "\" is not known to this version");
-            }
-            configs.push_back(config);
-        }
+        for (const json& object : index.at("configs")) configs.push_back(config_from(object));
         for (const auto& [name, object] : index.at("choices").items()) {
             Bucket bucket;
             if (!parse_bucket(name, bucket)) continue;  // of another version of the buckets

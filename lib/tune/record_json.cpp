@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tune/config_fields.h"
+#include "tune/config_json.h"
 #include "tune/record.h"
 
 namespace sapwood::tune {
@@ -10,18 +11,6 @@ namespace {
 
 using nlohmann::json;
 constexpr int kSchema = 1;
-
-json config_json(const DecodeConfig& config) { return json::parse(config.to_string()); }
-
-/// A field that this version does not know makes another configuration of it: the whole record is then refused.
-DecodeConfig config_from(const json& object) {
-    DecodeConfig config;
-    for (const auto& [name, value] : object.items()) {
-        if (!set_field(config, name, value.is_string() ? value.get<std::string>() : value.dump()) && value != 0)
-            throw std::runtime_error("config field \"" + name + "\" is not known to this version");
-    }
-    return config;
-}
 
 /// Takes fields out of an object by name; what is left in the end is what is not known.
 class Fields {

@@ -3,23 +3,16 @@
 #include <doctest/doctest.h>
 
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <regex>
 #include <sstream>
 #include <string>
 
+#include "integration/source_file.h"
+
+using namespace sapwood::test;
 namespace fs = std::filesystem;
 
 namespace {
-
-const fs::path kRoot = SAPWOOD_SOURCE_DIR;
-
-std::string text_of(const fs::path& file) {
-    std::ifstream in(file);
-    REQUIRE_MESSAGE(in, file.string());
-    return {std::istreambuf_iterator<char>(in), {}};
-}
 
 std::string all_tests() {
     std::string all;

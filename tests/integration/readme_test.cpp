@@ -4,27 +4,19 @@
 
 #include <cstdio>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "base/env.h"
+#include "integration/source_file.h"
 #include "support/cache_fixture.h"
 
 using namespace sapwood;
+using namespace sapwood::test;
 namespace fs = std::filesystem;
 
 namespace {
-
-const fs::path kRoot = SAPWOOD_SOURCE_DIR;
-
-std::string text_of(const fs::path& file) {
-    std::ifstream in(file);
-    REQUIRE_MESSAGE(in, file.string());
-    return {std::istreambuf_iterator<char>(in), {}};
-}
 
 /// The first block fenced with this word.
 std::string block_of(const std::string& text, const std::string& language) {
