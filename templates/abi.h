@@ -13,11 +13,17 @@ struct alignas(16) Chunk {
     unsigned position;         // first KV position
     unsigned short row_begin;  // row_begin == row_end: padding, nothing is loaded
     unsigned short row_end;
-    unsigned tokens;  // valid keys, 1..16 (0 for padding)
+    unsigned tokens;  // valid keys, 1..16 (0 for padding); in a kernel with masks also kMasked and mask column
     // Of its tile, row_begin | row_end << 16 like the two above. A tile's first chunk: rows that see every key of the tile (none if
     // one is not there). Its second: the hull of the rows that see some.
     unsigned tile_rows;
 };
+
+/// Chunk::tokens of a chunk that has a mask: of its rows, each sees the keys whose bit is set in its request's mask row. The column
+/// is the chunk's place in that row, in units of 16 bits.
+inline constexpr unsigned kTokensMask = 31;
+inline constexpr unsigned kMasked = 32;
+inline constexpr unsigned kMaskColumnShift = 8;
 
 /// A run of chunks and the contiguous requests that attend them, for one KV head at a time. Chunks are padded to whole tiles.
 struct alignas(16) Item {
@@ -71,6 +77,7 @@ struct DecodeParams {
     const ItemRequest* requests;
     const Chunk* chunks;
     const Merge* merges;
+    const unsigned* masks;  // [rows of Q, mask_words]; bit i of a row is the row's token i; null without masks
     float* partial_out;       // [slots, kv_heads, group, head_dim_v]
     float* partial_exponent;  // [slots, kv_heads, group], base-2 logarithm of the part's sum of exponentials
     Counters* counters;
@@ -80,6 +87,7 @@ struct DecodeParams {
     unsigned k_token_stride, v_token_stride;
     unsigned kv_heads;
     unsigned item_capacity;
+    unsigned mask_words;
     float scale_log2;    // scale * log2(e); with a soft-cap: scale / softcap
     float softcap_log2;  // softcap * log2(e)
 };

@@ -21,6 +21,9 @@ struct DecodeProblem {
     std::int32_t page_size = 0;   ///< 0 = contiguous positions; else 1, 16, 32, 64 or 128 tokens a page
     float scale = 0;              ///< of the fp32 scores; 0 = 1 / sqrt(head_dim)
     float softcap = 0;            ///< 0 = none; else score = softcap * tanh(score / softcap), after the scale
+    /// Drafts with masks (Forest::add_draft) can be attended. Set by itself where the forest has one when the plan is made; set it
+    /// for a plan that is to take one over later.
+    bool mask = false;
 };
 
 /// Who multiplies in a decode kernel: single warps (mma.sync, every SM), or warpgroups (wgmma, sm_90a and the host target; head

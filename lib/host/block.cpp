@@ -44,6 +44,7 @@ const kernel::HostRuntime Block::kRuntime = {
     .mbarrier_try = mbarrier_try,
     .mbarrier_wait = mbarrier_wait,
     .cp_async_16 = cp_async_16,
+    .cp_async_4 = cp_async_4,
     .cp_async_arrive = cp_async_arrive,
     .breathe = breathe,
     .poll = poll,

@@ -80,6 +80,7 @@ private:
     static bool mbarrier_try(HostThread* t, std::uint32_t shared, std::uint32_t parity);
     static void mbarrier_wait(HostThread* t, std::uint32_t shared, std::uint32_t parity);
     static void cp_async_16(HostThread* t, std::uint32_t shared, const void* global, std::uint32_t bytes);
+    static void cp_async_4(HostThread* t, std::uint32_t shared, const void* global);
     static void cp_async_arrive(HostThread* t, std::uint32_t mbarrier);
     static void breathe(HostThread* t);
     static std::uint32_t poll(HostThread* t, const std::uint32_t* global);
@@ -120,6 +121,7 @@ private:
     void arrive(std::uint64_t& word, std::uint32_t shared);
     void wake(std::uint32_t shared);
     bool land_some(bool one_group);
+    void start_copy(std::uint32_t thread, const AsyncOp& op);
     void land(AsyncQueue& queue, std::uint32_t thread, bool one_group);
 
     // --- report.cpp

@@ -146,13 +146,27 @@ void Block::cp_async_16(HostThread* t, std::uint32_t address, const void* global
         b.blame(b.name(*t) + ": cp_async_16 of " + std::to_string(bytes) + " bytes: 0 or 16");
         b.abandon(*t);
     }
-    AsyncQueue& queue = b.queues_[t->thread];
-    queue.ops.push_back({address, bytes, global});
+    b.start_copy(t->thread, {address, bytes, global});
+}
+
+void Block::cp_async_4(HostThread* t, std::uint32_t address, const void* global) {
+    Block& b = of(t);
+    if (address < kHostSharedStart || address > b.shared_end || b.shared_end - address < 4 || address % 4 != 0) {
+        b.blame(b.name(*t) + ": cp_async_4 to shared address " + std::to_string(address) + ": not 4 aligned bytes of " +
+                std::to_string(kHostSharedStart) + ".." + std::to_string(b.shared_end));
+        b.abandon(*t);
+    }
+    b.start_copy(t->thread, {address, 4, global});
+}
+
+void Block::start_copy(std::uint32_t thread, const AsyncOp& op) {
+    AsyncQueue& queue = queues_[thread];
+    queue.ops.push_back(op);
     if (!queue.in_flight) {
         queue.in_flight = true;
-        b.in_flight_.push_back(t->thread);
+        in_flight_.push_back(thread);
     }
-    if (b.landing_ == Landing::early) b.land(queue, t->thread, false);
+    if (landing_ == Landing::early) land(queue, thread, false);
 }
 
 void Block::cp_async_arrive(HostThread* t, std::uint32_t address) {
@@ -178,7 +192,7 @@ void Block::land(AsyncQueue& queue, std::uint32_t thread, bool one_group) {
         } else if (op.bytes == 0) {
             std::memset(shared + op.shared, 0, 16);
         } else {
-            std::memcpy(shared + op.shared, op.global, 16);
+            std::memcpy(shared + op.shared, op.global, op.bytes);
         }
     }
     if (queue.next < queue.ops.size()) return;

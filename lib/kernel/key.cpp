@@ -7,13 +7,26 @@
 
 namespace sapwood {
 
-std::string KernelKey::to_string() const {
+namespace {
+
+std::string decode_text(const KernelKey& key) {
     const auto number = [](unsigned value) { return std::to_string(value); };
-    return "decode/" + std::string(dtype_name(static_cast<DType>(dtype))) + "/d" + number(head_dim) + "/v" + number(head_dim_v) +
-           "/g" + number(group) + "/page" + number(page_size) +
-           (score == static_cast<unsigned>(Score::negated) ? "/neg" : "/cap" + number(score)) + "/" +
-           mainloop_name(static_cast<Mainloop>(mainloop)) + "/w" + number(warps) + "/p" + number(producers) + "/kv" +
-           number(block_kv) + "/s" + number(stages) + "/b" + number(blocks) + "/" + std::string(target.data());
+    return "decode/" + std::string(dtype_name(static_cast<DType>(key.dtype))) + "/d" + number(key.head_dim) + "/v" +
+           number(key.head_dim_v) + "/g" + number(key.group) + "/page" + number(key.page_size) +
+           (key.score == static_cast<unsigned>(Score::negated) ? "/neg" : "/cap" + number(key.score)) +
+           (key.mask != 0 ? "/mask" + number(key.mask) : "") + "/" + mainloop_name(static_cast<Mainloop>(key.mainloop)) + "/w" +
+           number(key.warps) + "/p" + number(key.producers) + "/kv" + number(key.block_kv) + "/s" + number(key.stages) + "/b" +
+           number(key.blocks) + "/" + std::string(key.target.data());
+}
+
+}  // namespace
+
+std::string KernelKey::to_string() const {
+    switch (static_cast<Family>(family)) {
+        case Family::decode:
+            return decode_text(*this);
+    }
+    return "no kernel";
 }
 
 KernelKey decode_key(const DecodeProblem& problem, const DecodeConfig& config, const std::string& target) {
@@ -24,6 +37,7 @@ KernelKey decode_key(const DecodeProblem& problem, const DecodeConfig& config, c
                                           : problem.scale < 0 ? Score::negated
                                                               : Score::scaled);
     key.page_size = static_cast<std::uint8_t>(problem.page_size);
+    key.mask = problem.mask ? 1 : 0;
     key.head_dim = static_cast<std::uint16_t>(problem.head_dim);
     key.head_dim_v = static_cast<std::uint16_t>(problem.head_dim_v);
     key.group = static_cast<std::uint16_t>(group_of(problem));

@@ -29,12 +29,13 @@ struct KernelKey {
     std::uint16_t block_kv = 0;
     std::uint8_t warps = 0, producers = 0, stages = 0, blocks = 0;
     std::uint8_t mainloop = 0;      // Mainloop
-    std::array<char, 15> target{};  // "sm_90a", "host"; zero padded
+    std::uint8_t mask = 0;          // 1: some keys are seen by some requests of their node alone
+    std::array<char, 14> target{};  // "sm_90a", "host"; zero padded
 
     bool operator==(const KernelKey& other) const { return std::memcmp(this, &other, sizeof(KernelKey)) == 0; }
     bool operator<(const KernelKey& other) const { return std::memcmp(this, &other, sizeof(KernelKey)) < 0; }
 
-    /// Canonical text, e.g. "decode/bf16/d128/v128/g4/page1/cap0/mma/w8/p4/kv64/s6/b1/sm_90a".
+    /// Canonical text, the family first, e.g. "decode/bf16/d128/v128/g4/page1/cap0/mma/w8/p4/kv64/s6/b1/sm_90a".
     std::string to_string() const;
 };
 static_assert(std::has_unique_object_representations_v<KernelKey>);

@@ -45,6 +45,7 @@ KernelKey parse_key(std::string_view text) {
     problem.q_heads = number(parts, "g");
     problem.page_size = number(parts, "page");
     problem.softcap = number(parts, "cap") == 1 ? 1.0f : 0.0f;
+    problem.mask = number(parts, "mask") == 1;
     problem.scale = text.find("/neg/") != std::string_view::npos ? -1.0f : 1.0f;
     config.mainloop = text.find("/wgmma/") != std::string_view::npos ? Mainloop::wgmma : Mainloop::mma;
     config.warps = number(parts, "w");
@@ -72,6 +73,7 @@ DecodeProblem problem_of(const KernelKey& key) {
     problem.head_dim_v = key.head_dim_v;
     problem.dtype = static_cast<DType>(key.dtype);
     problem.page_size = key.page_size;
+    problem.mask = key.mask != 0;
     problem.scale = key.score == static_cast<std::uint8_t>(Score::negated) ? -1.0f : 1.0f;
     problem.softcap = key.score == static_cast<std::uint8_t>(Score::softcap) ? 1.0f : 0.0f;
     return problem;

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernel/render.h"
 
-#include <bit>
 #include <map>
 
-#include "attention/decode_layout.h"
 #include "base/error.h"
+#include "kernel/decode_source.h"
 #include "kernel/template_store.h"
 
 namespace sapwood {
@@ -39,52 +38,32 @@ std::string fill(std::string_view text, const std::map<std::string, std::string>
     return out;
 }
 
-const char* score_policy(Score score) {
-    switch (score) {
-        case Score::scaled:
-            return "ScaledScore";
-        case Score::softcap:
-            return "SoftcapScore";
-        case Score::negated:
-            return "NegatedScore";
+KernelSource source_of(const KernelKey& key) {
+    switch (static_cast<Family>(key.family)) {
+        case Family::decode:
+            return decode_source(key);
     }
-    raise(ErrorCode::kInternal, "unknown score policy");
-}
-
-abi::DecodeShape shape_of(const KernelKey& key) {
-    return {key.head_dim, key.head_dim_v, key.group, key.warps, key.producers, key.block_kv, key.stages};
+    raise(ErrorCode::kInternal, "unknown kernel family " + std::to_string(key.family));
 }
 
 }  // namespace
 
-std::uint32_t threads_of(const KernelKey& key) { return (key.warps + key.producers) * 32u; }
-std::uint32_t shared_bytes_of(const KernelKey& key) { return abi::decode_shared_bytes(shape_of(key)); }
+KernelResources resources_of(const KernelKey& key) {
+    switch (static_cast<Family>(key.family)) {
+        case Family::decode:
+            return decode_resources(key);
+    }
+    raise(ErrorCode::kInternal, "unknown kernel family " + std::to_string(key.family));
+}
 
 jit::CompileRequest render(const KernelKey& key) {
-    const std::string kv_source = key.page_size == 0
-                                      ? "ContiguousKv"
-                                      : "PagedKv<" + std::to_string(std::countr_zero(static_cast<unsigned>(key.page_size))) + ">";
+    KernelSource source = source_of(key);
     jit::CompileRequest request;
     request.name = key.to_string();
-    request.entry = "sapwood_decode";
+    request.entry = source.entry;
     request.target = key.target.data();
-    request.source =
-        fill(template_text("entry/decode.cu.in"), {
-                                                      {"key", request.name},
-                                                      {"element", key.dtype == static_cast<int>(DType::fp16) ? "Fp16" : "Bf16"},
-                                                      {"kv_source", kv_source},
-                                                      {"score", score_policy(static_cast<Score>(key.score))},
-                                                      {"mainloop", mainloop_name(static_cast<Mainloop>(key.mainloop))},
-                                                      {"head_dim", std::to_string(key.head_dim)},
-                                                      {"head_dim_v", std::to_string(key.head_dim_v)},
-                                                      {"group", std::to_string(key.group)},
-                                                      {"warps", std::to_string(key.warps)},
-                                                      {"producers", std::to_string(key.producers)},
-                                                      {"block_kv", std::to_string(key.block_kv)},
-                                                      {"stages", std::to_string(key.stages)},
-                                                      {"threads", std::to_string(threads_of(key))},
-                                                      {"blocks", std::to_string(key.blocks)},
-                                                  });
+    source.slots["key"] = request.name;
+    request.source = fill(template_text(source.text), source.slots);
     if (request.target != "host") request.options = {"-std=c++20", "-default-device"};
     request.headers = template_set();
     request.headers_digest = template_set_digest();

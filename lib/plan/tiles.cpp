@@ -69,7 +69,8 @@ abi::DecodeShape shape_of(const DecodeProblem& problem, const DecodeConfig& conf
             .warps = static_cast<unsigned>(config.warps),
             .producers = static_cast<unsigned>(config.producers),
             .block_kv = static_cast<unsigned>(config.block_kv),
-            .stages = static_cast<unsigned>(config.stages)};
+            .stages = static_cast<unsigned>(config.stages),
+            .mask = problem.mask};
 }
 
 RegisterEstimate register_estimate(const DecodeProblem& problem, const DecodeConfig& config, const Limits& limits) {

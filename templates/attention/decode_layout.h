@@ -15,6 +15,7 @@ enum class Mainloop : unsigned { mma = 1, wgmma = 2 };
 
 struct DecodeShape {
     unsigned head_dim, head_dim_v, group, warps, producers, block_kv, stages;
+    bool mask;
 };
 
 constexpr unsigned align_up(unsigned value, unsigned to) { return (value + to - 1) / to * to; }
@@ -23,11 +24,20 @@ constexpr unsigned max_unsigned(unsigned a, unsigned b) { return a > b ? a : b; 
 constexpr unsigned decode_block_q(const DecodeShape& s) { return s.warps * 16; }
 constexpr bool decode_query_in_registers(const DecodeShape& s) { return s.head_dim <= 128; }
 
-/// Header of a stage: kind, KV head, the item, then the chunks of a tile or, of a scratch stage, row maxima and sums.
+/// Requests of an item, at most.
+constexpr unsigned decode_requests(const DecodeShape& s) { return decode_block_q(s) / s.group; }
+constexpr unsigned decode_chunk_bytes(const DecodeShape& s) {
+    return s.block_kv / kChunkTokens * static_cast<unsigned>(sizeof(Chunk));
+}
+/// One word a chunk and request: which of its tokens, or of the 32 that it is half of, the request sees.
+constexpr unsigned decode_mask_bytes(const DecodeShape& s) {
+    return s.mask ? s.block_kv / kChunkTokens * decode_requests(s) * 4 : 0;
+}
+/// Header of a stage: kind, KV head, the item, then the chunks of a tile and their masks or, of a scratch stage, row maxima and
+/// sums.
 constexpr unsigned decode_header_bytes(const DecodeShape& s) {
-    const unsigned chunks = s.block_kv / kChunkTokens * static_cast<unsigned>(sizeof(Chunk));
     const unsigned stats = s.warps / 2 * 16 * 2 * 4;
-    return align_up(32 + max_unsigned(chunks, stats), 128);
+    return align_up(32 + max_unsigned(decode_chunk_bytes(s) + decode_mask_bytes(s), stats), 128);
 }
 constexpr unsigned decode_tile_bytes(const DecodeShape& s) { return s.block_kv * (s.head_dim + s.head_dim_v) * 2; }
 /// A stage serves as K and V tile, as Q tile, or as scratch where warps that shared one row block by keys add up their results.

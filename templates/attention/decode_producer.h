@@ -112,10 +112,11 @@ struct DecodeProducer {
         return load_readonly_4(reinterpret_cast<const u32*>(params.chunks + index) + lane % 4);
     }
     SAPWOOD_DEVICE u32 position_of(u32 words) const { return shfl(words, lane & 16); }
-    SAPWOOD_DEVICE u32 tokens_of(u32 words, u32 chunk) const { return shfl(words, chunk * 16 + 2); }
+    SAPWOOD_DEVICE static u32 count(u32 tokens) { return Traits::kMask ? tokens & abi::kTokensMask : tokens; }
+    SAPWOOD_DEVICE u32 tokens_of(u32 words, u32 chunk) const { return count(shfl(words, chunk * 16 + 2)); }
     SAPWOOD_DEVICE u32 find_row(u32 words) const {
         const u32 token = lane % abi::kChunkTokens;
-        const u32 position = position_of(words), tokens = shfl(words, (lane & 16) + 2);
+        const u32 position = position_of(words), tokens = count(shfl(words, (lane & 16) + 2));
         return token < tokens ? Traits::KvSource::row(params.page_table, position + token) : kNoRow;
     }
 
@@ -126,6 +127,7 @@ struct DecodeProducer {
             chunk[lane % 16] = words;
         }
         write_header(abi::StageKind::tile);
+        if constexpr (Traits::kMask) send_masks(words);
         const u32 k_stage = shared.stage(at.stage) + warp * kTokens * Traits::KTile::kPitch;
         const u32 v_stage = shared.stage(at.stage) + Traits::kKTileBytes + warp * kTokens * Traits::VTile::kPitch;
         SAPWOOD_UNROLL for (u32 c = 0; c < kOwnChunks; ++c) {
@@ -139,6 +141,19 @@ struct DecodeProducer {
             }
         }
         publish();
+    }
+    /// The mask words of the item's requests that see some of a chunk.
+    SAPWOOD_DEVICE void send_masks(u32 words) {
+        SAPWOOD_UNROLL for (u32 c = 0; c < kOwnChunks; ++c) {
+            const u32 tokens = shfl(words, c * 16 + 2), rows = shfl(words, c * 16 + 1);
+            if ((tokens & abi::kMasked) == 0) continue;
+            const unsigned* column = params.masks + (tokens >> abi::kMaskColumnShift) / 2;
+            const u32 to = shared_address(shared.masks(at.stage, warp * kOwnChunks + c));
+            for (u32 i = (rows & 0xffff) / Traits::kGroup + lane; i < (rows >> 16) / Traits::kGroup; i += 32) {
+                const u32 request = load_readonly_4(&params.requests[item.request_begin + i].request);
+                cp_async_4(to + i * 4, column + static_cast<u64>(request) * params.mask_words);
+            }
+        }
     }
     template <bool kWhole>
     SAPWOOD_DEVICE void copy_chunk(u32 k_stage, u32 v_stage, u32 chunk, u32 own_row, const u8* k, const u8* v) {

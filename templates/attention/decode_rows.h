@@ -9,8 +9,8 @@ namespace sapwood::kernel {
 
 /// What a compute warp needs of an abi::Chunk, in two registers.
 struct ChunkView {
-    u32 rows;  // row_begin in the low half, row_end in the high half
-    u32 tokens;
+    u32 rows;    // row_begin in the low half, row_end in the high half
+    u32 tokens;  // with the flags of a mask, so that a masked chunk never looks whole
     SAPWOOD_DEVICE u32 begin() const { return rows & 0xffff; }
     SAPWOOD_DEVICE u32 end() const { return rows >> 16; }
     SAPWOOD_DEVICE bool sees(u32 row) const { return row >= begin() && row < end(); }
@@ -72,20 +72,32 @@ struct DecodeRows {
         }
     }
 
-    /// -inf for what a row does not see. Most chunks are whole and seen by all 16 rows: those skip the mask.
+    /// -inf for what a row does not see. Most chunks are whole and seen by all 16 rows: those skip the mask. `index`: of the first
+    /// chunk in its tile.
     template <u32 kCount>
-    SAPWOOD_DEVICE void mask_unless_whole(f32 (&s)[kCount * 2][4], const ChunkView (&chunks)[kCount]) const {
+    SAPWOOD_DEVICE void mask_unless_whole(f32 (&s)[kCount * 2][4], const ChunkView (&chunks)[kCount], u32 stage, u32 index) const {
         const u32 first = row_block * 16, end = first + 16;
         bool whole = true;
         SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
             whole = whole && chunks[c].tokens == abi::kChunkTokens && chunks[c].begin() <= first && chunks[c].end() >= end;
         }
-        if (!whole) mask(s, chunks);
+        if (!whole) mask(s, chunks, stage, index);
     }
     template <u32 kCount>
-    SAPWOOD_DEVICE void mask(f32 (&s)[kCount * 2][4], const ChunkView (&chunks)[kCount]) const {
+    SAPWOOD_DEVICE void mask(f32 (&s)[kCount * 2][4], const ChunkView (&chunks)[kCount], u32 stage, u32 index) const {
         const u32 row0 = row_block * 16 + lane / 4, row1 = row0 + 8;
         SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
+            if constexpr (Traits::kMask) {
+                const u32 seen[2] = {seen_by(chunks[c], row0, stage, index + c), seen_by(chunks[c], row1, stage, index + c)};
+                SAPWOOD_UNROLL for (u32 n = 0; n < 2; ++n) {
+                    SAPWOOD_UNROLL for (u32 j = 0; j < 2; ++j) {
+                        const u32 bit = 1u << (n * 8 + lane % 4 * 2 + j);
+                        if ((seen[0] & bit) == 0) s[c * 2 + n][j] = -infinity();
+                        if ((seen[1] & bit) == 0) s[c * 2 + n][2 + j] = -infinity();
+                    }
+                }
+                continue;
+            }
             // One compare an element: 0 tokens count for a row that sees nothing here.
             const u32 limit0 = chunks[c].sees(row0) ? chunks[c].tokens : 0, limit1 = chunks[c].sees(row1) ? chunks[c].tokens : 0;
             SAPWOOD_UNROLL for (u32 n = 0; n < 2; ++n) {
@@ -96,6 +108,17 @@ struct DecodeRows {
                 }
             }
         }
+    }
+
+    /// Bit t: the row sees token t of the chunk.
+    SAPWOOD_DEVICE u32 seen_by(const ChunkView& chunk, u32 row, u32 stage, u32 index) const {
+        if (!chunk.sees(row)) return 0;
+        u32 seen = ~0u;
+        if (chunk.tokens & abi::kMasked) {
+            const u32 half = (chunk.tokens >> abi::kMaskColumnShift) % 2;
+            seen = shared.masks(stage, index)[row / Traits::kGroup] >> (half * abi::kChunkTokens);
+        }
+        return seen & ((1u << (chunk.tokens & abi::kTokensMask)) - 1);
     }
 
     /// Masked scores to weights, into the running maximum and sum. True if the output is still to be multiplied by `rescale`.

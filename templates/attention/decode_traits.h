@@ -14,7 +14,7 @@ template <class Config>
 struct DecodeTraits : Config {
     using Element = typename Config::Element;
     static constexpr abi::DecodeShape kShape = {Config::kHeadDim,   Config::kHeadDimV, Config::kGroup, Config::kWarps,
-                                                Config::kProducers, Config::kBlockKv,  Config::kStages};
+                                                Config::kProducers, Config::kBlockKv,  Config::kStages, Config::kMask};
     static constexpr u32 kBlockQ = abi::decode_block_q(kShape);
     static constexpr u32 kChunks = Config::kBlockKv / abi::kChunkTokens;  // a tile
     static constexpr u32 kComputeThreads = Config::kWarps * 32;
@@ -75,6 +75,10 @@ struct DecodeShared {
         return reinterpret_cast<StageHeader*>(base + Traits::kHeaders + index * Traits::kHeaderBytes);
     }
     SAPWOOD_DEVICE abi::Chunk* chunks(u32 index) const { return reinterpret_cast<abi::Chunk*>(header(index) + 1); }
+    /// Of the requests of the item, of one chunk of the tile.
+    SAPWOOD_DEVICE u32* masks(u32 index, u32 chunk) const {
+        return reinterpret_cast<u32*>(chunks(index) + Traits::kChunks) + chunk * abi::decode_requests(Traits::kShape);
+    }
     /// Of a scratch stage. In the stage itself, like the scratch: warps that are an item ahead write another stage's.
     SAPWOOD_DEVICE f32* scratch_stats(u32 index) const { return reinterpret_cast<f32*>(header(index) + 1); }
     /// What a compute warp need not hold in registers while the item streams by.

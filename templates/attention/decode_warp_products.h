@@ -40,13 +40,13 @@ private:
             const u32 k_tile = k_stage + pair * 32 * Traits::KTile::kPitch, v_tile = v_stage + pair * 32 * Traits::VTile::kPitch;
             const bool first = sees(chunks[0]), second = sees(chunks[1]);
             if (kPairs && first && second) {
-                attend<2>(k_tile, v_tile, chunks);
+                attend<2>(k_tile, v_tile, chunks, stage, pair * 2);
                 continue;
             }
             SAPWOOD_NO_UNROLL for (u32 c = 0; c < 2; ++c) {
                 if (c == 0 ? !first : !second) continue;
                 const ChunkView only[1] = {c == 0 ? chunks[0] : chunks[1]};
-                attend<1>(k_tile + c * 16 * Traits::KTile::kPitch, v_tile + c * 16 * Traits::VTile::kPitch, only);
+                attend<1>(k_tile + c * 16 * Traits::KTile::kPitch, v_tile + c * 16 * Traits::VTile::kPitch, only, stage, pair * 2 + c);
             }
         }
     }
@@ -56,7 +56,7 @@ private:
     /// kCount neighbouring chunks of one tile, all of their keys at once. ldmatrix lane addresses: V takes row l%16, column l/16; K
     /// takes row l%8 + 8*(l/16), column (l/8)%2.
     template <u32 kCount>
-    SAPWOOD_DEVICE void attend(u32 k_tile, u32 v_tile, const ChunkView (&chunks)[kCount]) {
+    SAPWOOD_DEVICE void attend(u32 k_tile, u32 v_tile, const ChunkView (&chunks)[kCount], u32 stage, u32 index) {
         f32 s[kCount * 2][4] = {};
         // With Q in shared memory, four steps at a time: all of them unrolled would have every fragment in flight and spill.
         constexpr u32 kUnrolled = Traits::kQueryInRegisters ? kSteps : 4;
@@ -75,7 +75,7 @@ private:
             }
         }
         this->transform(s);
-        this->mask_unless_whole(s, chunks);
+        this->mask_unless_whole(s, chunks, stage, index);
         f32 rescale[2];
         if (this->weigh(s, rescale)) this->state.rescale_out(rescale[0], rescale[1]);
         const RowAddresses<typename Traits::VTile> values(v_tile, lane % 16, lane / 16);

@@ -129,7 +129,7 @@ private:
         if (all.begin() > this->first_row || all.end() < min_u32(this->first_row + 64, this->row_end)) {
             const ChunkView chunks[4] = {this->chunk(stage, 0), this->chunk(stage, 1), this->chunk(stage, 2),
                                          this->chunk(stage, 3)};
-            this->mask(s, chunks);
+            this->mask(s, chunks, stage, 0);
         }
         f32 rescale[2];
         const bool raised = this->weigh(s, rescale);

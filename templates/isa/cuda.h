@@ -99,6 +99,10 @@ SAPWOOD_DEVICE void mbarrier_wait(u32 shared, u32 parity) {
 SAPWOOD_DEVICE void cp_async_16(u32 shared, const void* global, u32 bytes) {
     asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(bytes) : "memory");
 }
+/// 4 bytes global to shared, by way of L1.
+SAPWOOD_DEVICE void cp_async_4(u32 shared, const void* global) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared), "l"(global) : "memory");
+}
 /// Arrives on `mbarrier` when all earlier cp_async of this thread have landed; the barrier's count includes this arrival.
 SAPWOOD_DEVICE void cp_async_arrive(u32 mbarrier) {
     asm volatile("cp.async.mbarrier.arrive.noinc.shared.b64 [%0];" ::"r"(mbarrier) : "memory");

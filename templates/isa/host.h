@@ -95,6 +95,17 @@ SAPWOOD_DEVICE void cp_async_16(u32 shared, const void* global, u32 bytes) {
 #endif
     self->block->runtime->cp_async_16(self, shared, global, bytes);
 }
+/// 4 bytes global to shared, by way of L1.
+SAPWOOD_DEVICE void cp_async_4(u32 shared, const void* global) {
+    HostThread* self = host_self();
+    if (reinterpret_cast<u64>(global) % 4 != 0) [[unlikely]] {
+        host_fail("cp_async_4: misaligned global pointer", reinterpret_cast<u64>(global), 4);
+    }
+#if defined(SAPWOOD_HOST_ASAN)
+    (void)*static_cast<const volatile u32*>(global);
+#endif
+    self->block->runtime->cp_async_4(self, shared, global);
+}
 /// Arrives on `mbarrier` when all earlier cp_async of this thread have landed; the barrier's count includes this arrival.
 SAPWOOD_DEVICE void cp_async_arrive(u32 mbarrier) {
     HostThread* self = host_self();

@@ -47,6 +47,7 @@ struct HostRuntime {
     bool (*mbarrier_try)(HostThread* self, u32 shared, u32 parity);
     void (*mbarrier_wait)(HostThread* self, u32 shared, u32 parity);
     void (*cp_async_16)(HostThread* self, u32 shared, const void* global, u32 bytes);
+    void (*cp_async_4)(HostThread* self, u32 shared, const void* global);
     void (*cp_async_arrive)(HostThread* self, u32 mbarrier);
     void (*breathe)(HostThread* self);                 // a shuffled schedule may go elsewhere here
     u32 (*poll)(HostThread* self, const u32* global);  // an acquire load; what does not change lets others run first

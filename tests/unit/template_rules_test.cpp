@@ -30,6 +30,7 @@ TEST_CASE("templates: nothing is included but templates, so no toolkit is needed
 
 TEST_CASE("templates: the options of a compile are those in the list, and no precompiled header is among them") {
     KernelKey key;
+    key.family = static_cast<std::uint8_t>(Family::decode);
     key.head_dim = key.head_dim_v = 128, key.group = 4, key.block_kv = 64, key.warps = 8, key.producers = 4, key.stages = 3,
     key.blocks = 1;
     const std::string_view target = "sm_90a";

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernel/decode_source.h"
+
+#include <bit>
+
+#include "attention/decode_layout.h"
+#include "base/error.h"
+
+namespace sapwood {
+namespace {
+
+const char* score_policy(Score score) {
+    switch (score) {
+        case Score::scaled:
+            return "ScaledScore";
+        case Score::softcap:
+            return "SoftcapScore";
+        case Score::negated:
+            return "NegatedScore";
+    }
+    raise(ErrorCode::kInternal, "unknown score policy");
+}
+
+std::uint32_t threads(const KernelKey& key) { return (key.warps + key.producers) * 32u; }
+
+}  // namespace
+
+KernelSource decode_source(const KernelKey& key) {
+    const std::string kv_source = key.page_size == 0
+                                      ? "ContiguousKv"
+                                      : "PagedKv<" + std::to_string(std::countr_zero(static_cast<unsigned>(key.page_size))) + ">";
+    return {.text = "entry/decode.cu.in",
+            .entry = "sapwood_decode",
+            .slots = {
+                {"element", key.dtype == static_cast<int>(DType::fp16) ? "Fp16" : "Bf16"},
+                {"kv_source", kv_source},
+                {"score", score_policy(static_cast<Score>(key.score))},
+                {"mainloop", mainloop_name(static_cast<Mainloop>(key.mainloop))},
+                {"mask", key.mask != 0 ? "true" : "false"},
+                {"head_dim", std::to_string(key.head_dim)},
+                {"head_dim_v", std::to_string(key.head_dim_v)},
+                {"group", std::to_string(key.group)},
+                {"warps", std::to_string(key.warps)},
+                {"producers", std::to_string(key.producers)},
+                {"block_kv", std::to_string(key.block_kv)},
+                {"stages", std::to_string(key.stages)},
+                {"threads", std::to_string(threads(key))},
+                {"blocks", std::to_string(key.blocks)},
+            }};
+}
+
+KernelResources decode_resources(const KernelKey& key) {
+    const abi::DecodeShape shape = {key.head_dim, key.head_dim_v, key.group,  key.warps,
+                                    key.producers, key.block_kv,  key.stages, key.mask != 0};
+    return {.threads = threads(key), .shared_bytes = abi::decode_shared_bytes(shape)};
+}
+
+}  // namespace sapwood
