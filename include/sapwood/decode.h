@@ -106,6 +106,7 @@ struct DecodeLimits {
     std::int64_t max_requests = 0;
     std::int64_t max_tiles = 0;  ///< KV tiles of block_kv tokens over all work items
     std::int64_t max_items = 0;
+    std::int64_t max_draft_tokens = 0;  ///< of one draft; 0 = the next power of two from the longest now, at least 64
 };
 
 /// Tensors of one call. Device pointers on a GPU engine, host pointers on a host engine; K, V, Q and out 16-byte aligned.
@@ -120,6 +121,10 @@ struct DecodeTensors {
     void* out = nullptr;                       ///< [requests, Hq, head_dim_v]
     float* lse = nullptr;                      ///< optional [requests, Hq] fp32, natural logarithm; -inf for an empty path
     const std::int32_t* page_table = nullptr;  ///< required iff page_size > 0
+    /// Required iff the drafts' masks are on the device (DraftMask::on_device): [requests, mask_row_words], packed like
+    /// DraftMask::from_bits; row r is the query row r's, whatever draft it belongs to.
+    const std::uint32_t* mask = nullptr;
+    std::int64_t mask_row_words = 0;  ///< 0 = as many as the longest draft of the plan has
     std::int64_t q_request_stride = 0, q_head_stride = 0;
     std::int64_t k_token_stride = 0, k_head_stride = 0;
     std::int64_t v_token_stride = 0, v_head_stride = 0;

@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "sapwood/draft.h"
+
 namespace sapwood {
 
 /// One node of a forest of KV: a run of tokens whose keys and values are shared by every request attached at or below it.
@@ -18,6 +20,11 @@ struct Node {
     std::int32_t parent = -1;   ///< id (index) of the parent, -1 for a root; several roots are legal, in any order
     std::int64_t tokens = 0;    ///< may be 0
     std::int64_t kv_begin = 0;  ///< position of the first token
+};
+
+/// Where Forest::add_draft put a draft: its node, and the requests first_request, first_request + 1, … of its rows.
+struct DraftIds {
+    std::int32_t node = -1, first_request = -1;
 };
 
 /// Trees of KV nodes with requests attached: what decode attends over. A request sees every token of its node and of all ancestors.
@@ -51,6 +58,17 @@ public:
     void remove_request(std::int32_t request);
     /// Removes a node that has neither children nor requests.
     void remove_node(std::int32_t node);
+
+    /// Verify: a draft of mask.columns() tokens at kv_begin behind the path of `parent` (kNoNode: behind nothing), with a request
+    /// for each row of the mask. A row sees all of the path, and of the draft what the mask says; several drafts may share a
+    /// prefix. Nothing else can be attached to a draft.
+    DraftIds add_draft(std::int32_t parent, std::int64_t kv_begin, const DraftMask& mask);
+    /// The next step's draft in place of this one: the same rows, any number of tokens, the same requests.
+    void replace_draft(std::int32_t node, std::int64_t kv_begin, const DraftMask& mask);
+    void remove_draft(std::int32_t node);  ///< with its requests
+    /// Null if the node is no draft.
+    const DraftMask* draft_mask(std::int32_t node) const noexcept;
+    std::int32_t draft_first_request(std::int32_t node) const;
 
     /// Ids run from 0 to *_capacity() - 1; removed ones in between are not alive.
     std::int32_t node_capacity() const noexcept;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "sapwood/decode.h"
+#include "sapwood/draft.h"
 #include "sapwood/engine.h"
 #include "sapwood/error.h"
 #include "sapwood/forest.h"

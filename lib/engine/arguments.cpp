@@ -34,9 +34,21 @@ std::int64_t stride(const char* what, std::int64_t given, std::int64_t packed, s
     return elements * kElement;
 }
 
+void bind_masks(std::int32_t columns, const DecodeTensors& tensors, abi::DecodeParams& params) {
+    check_pointer("mask", tensors.mask, 4);
+    const std::int64_t least = (columns + 31) / 32, words = tensors.mask_row_words == 0 ? least : tensors.mask_row_words;
+    if (words < least || words > std::numeric_limits<std::int32_t>::max()) {
+        refuse("mask_row_words", "is " + std::to_string(words) + "; the longest draft has " + std::to_string(columns) +
+                                     " tokens, which take " + std::to_string(least) + " words of 32");
+    }
+    params.masks = tensors.mask;
+    params.mask_words = static_cast<unsigned>(words);
+}
+
 }  // namespace
 
-void bind(const DecodeProblem& problem, const DecodeTensors& tensors, abi::DecodeParams& params) {
+void bind(const DecodePlan::Impl& plan, const DecodeTensors& tensors, abi::DecodeParams& params) {
+    const DecodeProblem& problem = plan.problem;
     constexpr std::int64_t k32 = std::numeric_limits<std::uint32_t>::max();
     constexpr std::int64_t k64 = std::numeric_limits<std::int64_t>::max() / 4;
     check_pointer("q", tensors.q, kAlign);
@@ -47,6 +59,11 @@ void bind(const DecodeProblem& problem, const DecodeTensors& tensors, abi::Decod
     if (problem.page_size > 0) check_pointer("page_table", tensors.page_table, 4);
     if (problem.page_size == 0 && tensors.page_table != nullptr) {
         refuse("page_table", "is given, but the plan is for contiguous KV (page_size 0)");
+    }
+    if (plan.masks_on_device) {
+        bind_masks(plan.mask_columns, tensors, params);
+    } else if (tensors.mask != nullptr) {
+        refuse("mask", "is given, but no draft of the plan has its mask on the device (DraftMask::on_device)");
     }
     params.q = tensors.q;
     params.k = tensors.k;

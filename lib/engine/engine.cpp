@@ -234,12 +234,12 @@ void Engine::launch(DecodePlan& plan, const DecodeTensors& tensors, void* stream
                                                "; call Engine::prepare and Engine::upload before the capture");
         }
         abi::DecodeParams checked{};
-        bind(host.problem, tensors, checked);  // bad tensors are refused before anything is compiled or copied
+        bind(host, tensors, checked);  // bad tensors are refused before anything is compiled or copied
         upload(plan, stream);
     }
     PlanBuffers& buffers = buffers_of(host);
     abi::DecodeParams params = buffers.base();
-    bind(host.problem, tensors, params);
+    bind(host, tensors, params);
     Kernel& kernel = *buffers.kernel();
     const jit::LaunchShape shape = {.grid = static_cast<std::uint32_t>(host.grid()),
                                     .block = threads_of(kernel.key),

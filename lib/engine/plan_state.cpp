@@ -12,8 +12,13 @@ namespace sapwood {
 namespace {
 
 WorkCounts larger(const WorkCounts& a, const WorkCounts& b) {
-    return {std::max(a.items, b.items), std::max(a.requests, b.requests), std::max(a.chunks, b.chunks),
-            std::max(a.merges, b.merges), std::max(a.slots, b.slots)};
+    return {.items = std::max(a.items, b.items),
+            .requests = std::max(a.requests, b.requests),
+            .chunks = std::max(a.chunks, b.chunks),
+            .merges = std::max(a.merges, b.merges),
+            .slots = std::max(a.slots, b.slots),
+            .mask_rows = std::max(a.mask_rows, b.mask_rows),
+            .mask_words = std::max(a.mask_words, b.mask_words)};
 }
 
 }  // namespace

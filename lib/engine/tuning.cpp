@@ -82,8 +82,8 @@ DecodeConfig Tuning::choose(const DecodeProblem& problem, const ForestOrder& ord
 
 std::unique_ptr<DecodePlan::Impl> Tuning::plan(const DecodeProblem& asked, const Forest& forest, const DecodeConfig& config,
                                                const DecodeLimits& room, const Limits& limits) {
-    const DecodeProblem problem = complete(asked);
     const ForestOrder order = order_of(forest);
+    const DecodeProblem problem = complete(asked, order);
     TuneMatch match = TuneMatch::none;
     const DecodeConfig chosen = choose(problem, order, config, limits, match);
     auto plan = make_decode_plan(problem, forest, order, chosen, room, limits);
@@ -109,8 +109,8 @@ TuneReport tune_decode(Engine& engine, const DecodeProblem& problem, const Fores
                                                  " has no device here; `sapwood tune --target " + setup.target +
                                                  "` prunes and ranks without one");
     const tune::DeviceFacts device = facts_of(setup);
-    const DecodeProblem completed = complete(problem);
     const ForestOrder order = order_of(forest);
+    const DecodeProblem completed = complete(problem, order);
     CudaMeasurer measurer(engine, setup.device, completed, forest, sets, options.policy);
     TuneReport report =
         tune::search(tune::find_candidates(completed, forest, order, device, options, {}), measurer, device, options);

@@ -2,6 +2,7 @@
 #include "plan/decode_plan.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "base/error.h"
 #include "plan/tiles.h"
@@ -22,6 +23,8 @@ WorkCounts capacity_for(const WorkCounts& needed, const DecodeLimits& asked, con
     capacity.requests = room(asked.max_requests * 4, needed.requests, 256);
     capacity.merges = room(asked.max_requests, needed.merges, 64);
     capacity.slots = room(asked.max_requests * 4, needed.slots, 256);
+    capacity.mask_words = needed.mask_words;
+    if (needed.mask_words > 0) capacity.mask_rows = room(asked.max_requests, needed.mask_rows, 64);
     return capacity;
 }
 
@@ -38,6 +41,8 @@ void check_capacity(const WorkCounts& needed, const WorkCounts& capacity) {
     check("chunks", needed.chunks, capacity.chunks);
     check("merges", needed.merges, capacity.merges);
     check("partial slots", needed.slots, capacity.slots);
+    check("words a mask row", needed.mask_words, capacity.mask_words);
+    check("mask rows", needed.mask_rows, capacity.mask_rows);
 }
 
 DecodePlanInfo describe(const DecodePlan::Impl& plan, const ForestOrder& order, const Cover& cover, const CostModel& model,
@@ -50,7 +55,7 @@ DecodePlanInfo describe(const DecodePlan::Impl& plan, const ForestOrder& order, 
     info.items = static_cast<std::int64_t>(plan.list.items.size());
     info.partial_rows = plan.list.slots;
     std::int64_t loaded = 0;
-    for (const abi::Chunk& chunk : plan.list.chunks) loaded += chunk.tokens;
+    for (const abi::Chunk& chunk : plan.list.chunks) loaded += chunk.tokens & abi::kTokensMask;
     info.kv_load_bytes = static_cast<std::int64_t>(static_cast<double>(loaded) * model.token_bytes * problem.kv_heads);
     info.hbm_bytes = static_cast<std::int64_t>(static_cast<double>(order.used_tokens) * model.token_bytes * problem.kv_heads +
                                                static_cast<double>(info.requests) * row);
@@ -100,6 +105,18 @@ void DecodePlan::Impl::plan(const Forest& forest, const ForestOrder& order, cons
     }
     WorkList fresh;
     fresh.build(order, cover, model, split_input(), split, static_cast<std::size_t>(forest.node_capacity()));
+    if (problem.mask) {
+        // The width of a mask row is an argument that a captured graph keeps.
+        const std::int64_t now = (order.mask_columns + 31) / 32;
+        const auto least = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(std::max<std::int64_t>(now, 2))));
+        const std::int64_t room = asked == nullptr ? capacity.mask_words
+                                  : asked->max_draft_tokens > 0 ? (asked->max_draft_tokens + 31) / 32
+                                                                : least;
+        fresh.build_masks(order, std::max(now, room), static_cast<std::size_t>(forest.request_capacity()));
+    } else if (order.mask_columns > 0) {
+        raise(ErrorCode::kCapacityExceeded,
+              "the forest has come to have a draft with a mask; plan with DecodeProblem::mask set for a kernel that can attend it");
+    }
     if (asked != nullptr) {
         capacity = capacity_for(fresh.counts(), *asked, split_input());
     } else {
@@ -107,6 +124,8 @@ void DecodePlan::Impl::plan(const Forest& forest, const ForestOrder& order, cons
     }
     // Nothing below throws: the plan changes as a whole or not at all.
     list = std::move(fresh);
+    masks_on_device = order.masks_on_device;
+    mask_columns = order.mask_columns;
     info = describe(*this, order, cover, model, split);
     const Forest::Impl& source = forest.impl();
     forest_identity = source.identity;
@@ -114,6 +133,12 @@ void DecodePlan::Impl::plan(const Forest& forest, const ForestOrder& order, cons
     journal = source.grown.size();
     grown_tokens = 0;
     ++revision;
+}
+
+DecodeProblem complete(const DecodeProblem& asked, const ForestOrder& order) {
+    DecodeProblem problem = complete(asked);
+    problem.mask = problem.mask || order.mask_columns > 0;
+    return problem;
 }
 
 DecodeConfig choose_config(const DecodeProblem& problem, const ForestOrder& order, const DecodeConfig& asked,
@@ -129,8 +154,8 @@ DecodeConfig choose_config(const DecodeProblem& problem, const ForestOrder& orde
 
 std::unique_ptr<DecodePlan::Impl> make_decode_plan(const DecodeProblem& asked_problem, const Forest& forest,
                                                    const DecodeConfig& config, const DecodeLimits& asked, const Limits& limits) {
-    const DecodeProblem problem = complete(asked_problem);
     const ForestOrder order = order_of(forest);
+    const DecodeProblem problem = complete(asked_problem, order);
     return make_decode_plan(problem, forest, order, choose_config(problem, order, config, limits), asked, limits);
 }
 

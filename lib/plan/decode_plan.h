@@ -24,6 +24,8 @@ struct DecodePlan::Impl {
     Limits limits;
     WorkCounts capacity;
     WorkList list;
+    bool masks_on_device = false;
+    std::int32_t mask_columns = 0;  // of the longest draft with a mask
     DecodePlanInfo info;
     TuneMatch tuned = TuneMatch::none;  // where `config` comes from
     std::string key;
@@ -43,6 +45,9 @@ struct DecodePlan::Impl {
     SplitInput split_input() const;
     int grid() const { return limits.sms * config.blocks; }
 };
+
+/// complete() (plan/tiles.h), with what the forest asks of the kernel.
+DecodeProblem complete(const DecodeProblem& asked, const ForestOrder& order);
 
 /// The configuration for this forest: choose_config (plan/tiles.h), and the main loop that suits how its rows share keys.
 DecodeConfig choose_config(const DecodeProblem& problem, const ForestOrder& order, const DecodeConfig& asked, const Limits& limits);

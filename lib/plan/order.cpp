@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "abi.h"
+#include "base/error.h"
 #include "tree/forest_impl.h"
 
 namespace sapwood {
@@ -30,6 +31,12 @@ struct Buckets {
         }
     }
 };
+
+/// Null where all is seen: then a draft is a node like any other.
+const DraftMask* mask_of(const Forest& forest, std::int32_t node) {
+    const DraftMask* mask = forest.draft_mask(node);
+    return mask == nullptr || mask->all_seen() ? nullptr : mask;
+}
 
 }  // namespace
 
@@ -84,6 +91,7 @@ ForestOrder order_of(const Forest& forest) {
         entry.padded_begin = 0;
         entry.padded = whole_chunks(node.tokens);
         entry.kv_begin = node.kv_begin;
+        entry.mask = impl.drafts.empty() ? nullptr : mask_of(forest, visit.node);
         if (visit.parent_entry >= 0) {
             const ForestOrder::Entry& parent = order.entries[visit.parent_entry];
             entry.depth_begin = parent.depth_begin + parent.tokens;
@@ -103,10 +111,21 @@ ForestOrder order_of(const Forest& forest) {
         stack.push_back({~index, -1});
         push_children(visit.node, index);
     }
+    bool on_host = false;
     for (const ForestOrder::Entry& entry : order.entries) {
         order.used_tokens += entry.tokens;
-        order.path_tokens += entry.tokens * (entry.request_end - entry.request_begin);
+        if (entry.mask != nullptr) {
+            order.mask_columns = std::max(order.mask_columns, entry.mask->columns());
+            (entry.mask->known() ? on_host : order.masks_on_device) = true;
+            for (std::int32_t row = 0; row < entry.mask->rows(); ++row) order.path_tokens += entry.mask->seen(row);
+        } else {
+            order.path_tokens += entry.tokens * (entry.request_end - entry.request_begin);
+        }
         if (entry.tokens > 0) order.widest = std::max(order.widest, entry.request_end - entry.request_begin);
+    }
+    if (on_host && order.masks_on_device) {
+        raise(ErrorCode::kInvalidForest,
+              "some drafts have masks on the host and some on the device; one plan takes them from one place");
     }
     return order;
 }

@@ -20,6 +20,7 @@ struct ForestOrder {
         std::int64_t padded_begin;  // the same, every length rounded up to whole chunks
         std::int64_t padded;
         std::int64_t kv_begin;
+        const DraftMask* mask;  // a draft whose requests, in the order of its rows, see parts of it; else null
     };
     std::vector<Entry> entries;               // pre-order, only nodes with requests at or below
     std::vector<std::int32_t> requests;       // ids, depth first; those with at least one token on their path
@@ -29,8 +30,11 @@ struct ForestOrder {
     std::int64_t used_tokens = 0;             // over entries
     std::int64_t path_tokens = 0;             // over requests
     std::int32_t widest = 0;                  // most requests that share one token
+    std::int32_t mask_columns = 0;            // most tokens of a draft with a mask; 0 = there is none
+    bool masks_on_device = false;
 };
 
+/// Refers to the forest's drafts. Throws kInvalidForest if some masks are on the device and some are not.
 ForestOrder order_of(const Forest& forest);
 
 }  // namespace sapwood

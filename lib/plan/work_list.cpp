@@ -30,7 +30,50 @@ void summarise(std::span<abi::Chunk> tile) {
     tile[1].tile_rows = some_begin < some_end ? some_begin | some_end << 16 : 0;
 }
 
+/// Narrows a chunk of a draft to the rows that see some of it, and says which column of their masks it is where they do not see
+/// all. `column`: in chunks; `first_row`: of the mask, the one that the chunk's first request has.
+void apply_mask(abi::Chunk& chunk, const DraftMask& mask, std::int64_t column, std::int32_t first_row, std::int32_t group) {
+    const auto masked = abi::kMasked | static_cast<std::uint32_t>(column) << abi::kMaskColumnShift;
+    if (!mask.known()) {
+        chunk.tokens |= masked;
+        return;
+    }
+    const std::uint32_t whole = (1u << chunk.tokens) - 1;
+    const std::int32_t count = (chunk.row_end - chunk.row_begin) / group;
+    std::int32_t begin = count, end = 0;
+    bool all = true;
+    for (std::int32_t i = 0; i < count; ++i) {
+        const std::uint32_t seen = mask.row(first_row + i)[column / 2] >> (column % 2 * kChunk) & whole;
+        if (seen == 0) continue;
+        // A gap between the rows that see something needs the mask too.
+        all = all && seen == whole && (begin == count || end == i);
+        begin = std::min(begin, i);
+        end = i + 1;
+    }
+    if (begin >= end) {
+        chunk = {};  // nobody: padding
+        return;
+    }
+    chunk.row_end = static_cast<std::uint16_t>(chunk.row_begin + end * group);
+    chunk.row_begin = static_cast<std::uint16_t>(chunk.row_begin + begin * group);
+    if (!all) chunk.tokens |= masked;
+}
+
 }  // namespace
+
+void WorkList::build_masks(const ForestOrder& order, std::int64_t words, std::size_t rows) {
+    mask_words = words;
+    mask_rows = static_cast<std::int64_t>(rows);
+    masks.assign(order.mask_columns > 0 && !order.masks_on_device ? rows * static_cast<std::size_t>(words) : 0, 0);
+    if (masks.empty()) return;
+    for (const ForestOrder::Entry& entry : order.entries) {
+        if (entry.mask == nullptr) continue;
+        for (std::int32_t row = 0; row < entry.mask->rows(); ++row) {
+            const std::int64_t to = order.requests[entry.request_begin + row] * words;
+            std::copy_n(entry.mask->row(row), entry.mask->row_words(), masks.begin() + to);
+        }
+    }
+}
 
 void WorkList::emit_run(const ForestOrder& order, const Run& run, std::int64_t first_chunk, std::int64_t count,
                         std::int32_t hull_begin, std::int32_t group) {
@@ -40,10 +83,16 @@ void WorkList::emit_run(const ForestOrder& order, const Run& run, std::int64_t f
                         .row_end = static_cast<std::uint16_t>((run.request_end - hull_begin) * group),
                         .tokens = kChunk,
                         .tile_rows = 0};
+    abi::Chunk* const first = end_;
     for (std::int64_t c = 0; c < count; ++c, chunk.position += kChunk) *end_++ = chunk;
-    if (first_chunk + count < chunks_of(run.tokens)) return;
-    end_[-1].tokens = static_cast<std::uint32_t>(run.tokens - (first_chunk + count - 1) * kChunk);
-    if (run.ends) {
+    const bool last = first_chunk + count == chunks_of(run.tokens);
+    if (last) end_[-1].tokens = static_cast<std::uint32_t>(run.tokens - (first_chunk + count - 1) * kChunk);
+    if (entry.mask != nullptr) {
+        for (std::int64_t c = 0; c < count; ++c) {
+            apply_mask(first[c], *entry.mask, run.token_begin / kChunk + first_chunk + c, run.request_begin - entry.request_begin,
+                       group);
+        }
+    } else if (last && run.ends) {
         last_chunks_.push_back({static_cast<std::uint32_t>(end_ - chunks.data() - 1), last_of_node_[entry.node]});
         last_of_node_[entry.node] = static_cast<std::int32_t>(last_chunks_.size() - 1);
     }

@@ -57,6 +57,7 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
 
 struct WorkCounts {
     std::int64_t items = 0, requests = 0, chunks = 0, merges = 0, slots = 0;
+    std::int64_t mask_rows = 0, mask_words = 0;  // rows of Q, words each; 0 without masks
 };
 
 /// Items, requests and chunks, host side. Growth inside the last chunk of a node is patched through last_chunks.
@@ -67,14 +68,23 @@ public:
     std::vector<abi::Chunk> chunks;
     std::vector<abi::Merge> merges;
     std::int64_t slots = 0;
+    std::vector<std::uint32_t> masks;  // [rows of Q, mask_words], of drafts whose masks are known here
+    std::int64_t mask_words = 0, mask_rows = 0;
 
     /// Rebuilds everything; keeps the vectors' memory.
     void build(const ForestOrder& order, const Cover& cover, const CostModel& model, const SplitInput& input, const Split& split,
                std::size_t node_capacity);
+    /// The mask rows of all drafts, `words` of 32 tokens each.
+    void build_masks(const ForestOrder& order, std::int64_t words, std::size_t rows);
 
     WorkCounts counts() const {
-        return {static_cast<std::int64_t>(items.size()), static_cast<std::int64_t>(requests.size()),
-                static_cast<std::int64_t>(chunks.size()), static_cast<std::int64_t>(merges.size()), slots};
+        return {.items = static_cast<std::int64_t>(items.size()),
+                .requests = static_cast<std::int64_t>(requests.size()),
+                .chunks = static_cast<std::int64_t>(chunks.size()),
+                .merges = static_cast<std::int64_t>(merges.size()),
+                .slots = slots,
+                .mask_rows = mask_rows,
+                .mask_words = mask_words};
     }
 
     /// `count` more tokens on a node: true and patched if they fit the last chunk of every item that loads the node, else false and

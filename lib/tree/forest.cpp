@@ -18,17 +18,6 @@ constexpr std::size_t kMaxJournal = 1 << 20;
 
 std::string at(std::size_t id) { return "node " + std::to_string(id); }
 
-void check_run(std::size_t id, const Node& node) {
-    if (node.tokens < 0) {
-        raise(ErrorCode::kInvalidForest, at(id) + " has " + std::to_string(node.tokens) + " tokens; a length must be 0 or more");
-    }
-    if (node.kv_begin < 0 || node.tokens > kMaxPosition || node.kv_begin > kMaxPosition - node.tokens) {
-        raise(ErrorCode::kInvalidForest, at(id) + " covers KV positions " + std::to_string(node.kv_begin) + " + " +
-                                             std::to_string(node.tokens) + "; positions must lie in 0.." +
-                                             std::to_string(kMaxPosition));
-    }
-}
-
 /// Every parent chain must end at a root: marks each node of a chain once, so the whole check is linear.
 void check_acyclic(std::span<const Node> nodes) {
     std::vector<std::int32_t> seen(nodes.size(), -1);
@@ -45,6 +34,17 @@ void check_acyclic(std::span<const Node> nodes) {
 }
 
 }  // namespace
+
+void Forest::Impl::check_run(std::size_t id, const Node& node) {
+    if (node.tokens < 0) {
+        raise(ErrorCode::kInvalidForest, at(id) + " has " + std::to_string(node.tokens) + " tokens; a length must be 0 or more");
+    }
+    if (node.kv_begin < 0 || node.tokens > kMaxPosition || node.kv_begin > kMaxPosition - node.tokens) {
+        raise(ErrorCode::kInvalidForest, at(id) + " covers KV positions " + std::to_string(node.kv_begin) + " + " +
+                                             std::to_string(node.tokens) + "; positions must lie in 0.." +
+                                             std::to_string(kMaxPosition));
+    }
+}
 
 std::uint64_t Forest::Impl::next_identity() {
     static std::atomic<std::uint64_t> next{1};
@@ -111,7 +111,7 @@ Forest Forest::from_nodes(std::span<const Node> nodes, std::span<const std::int3
     Forest forest;
     Impl& impl = *forest.impl_;
     for (std::size_t id = 0; id < nodes.size(); ++id) {
-        check_run(id, nodes[id]);
+        Impl::check_run(id, nodes[id]);
         if (nodes[id].parent < -1 || nodes[id].parent >= static_cast<std::int64_t>(nodes.size())) {
             raise(ErrorCode::kInvalidForest, at(id) + " names parent " + std::to_string(nodes[id].parent) + "; there are " +
                                                  std::to_string(nodes.size()) + " nodes, and -1 marks a root");
@@ -144,8 +144,11 @@ Forest Forest::from_nodes(std::span<const Node> nodes, std::span<const std::int3
 std::int32_t Forest::add_node(const Node& node) {
     Impl& impl = *impl_;
     const std::size_t id = impl.free_nodes.empty() ? impl.nodes.size() : impl.free_nodes.back();
-    check_run(id, node);
-    if (node.parent != -1) impl.check_node_id(node.parent, "add_node: parent");
+    Impl::check_run(id, node);
+    if (node.parent != -1) {
+        impl.check_node_id(node.parent, "add_node: parent");
+        impl.check_no_draft(node.parent, "add_node: parent");
+    }
     if (impl.free_nodes.empty()) {
         impl.nodes.emplace_back();
         impl.alive.push_back(0);
@@ -166,7 +169,10 @@ std::int32_t Forest::add_node(const Node& node) {
 
 std::int32_t Forest::add_request(std::int32_t node) {
     Impl& impl = *impl_;
-    if (node != kNoNode) impl.check_node_id(node, "add_request");
+    if (node != kNoNode) {
+        impl.check_node_id(node, "add_request");
+        impl.check_no_draft(node, "add_request");
+    }
     std::int32_t id = static_cast<std::int32_t>(impl.request_node.size());
     if (impl.free_requests.empty()) {
         impl.request_node.push_back(node);
@@ -184,18 +190,22 @@ std::int32_t Forest::add_request(std::int32_t node) {
 void Forest::append_tokens(std::int32_t node, std::int64_t count) {
     Impl& impl = *impl_;
     impl.check_node_id(node, "append_tokens");
+    impl.check_no_draft(node, "append_tokens");
     Node grown = impl.nodes[node];
     if (count < 0 || count > kMaxPosition) {
         raise(ErrorCode::kInvalidForest, "append_tokens asked for " + std::to_string(count) + " tokens on " + at(node));
     }
     grown.tokens += count;
-    check_run(node, grown);
+    Impl::check_run(node, grown);
     if (count > 0) impl.grow(node, count);
 }
 
 void Forest::append_token_to_each_request() {
     Impl& impl = *impl_;
-    // All or nothing: the only way to fail is a position past the end, so look before growing.
+    // All or nothing: the ways to fail are a draft and a position past the end, so look before growing.
+    for (const auto& [node, draft] : impl.drafts) {
+        if (draft.mask.rows() > 0) impl.check_no_draft(node, "append_token_to_each_request");
+    }
     for (std::size_t id = 0; id < impl.nodes.size(); ++id) {
         if (impl.request_count[id] > 0 && impl.nodes[id].kv_begin + impl.nodes[id].tokens >= kMaxPosition) {
             raise(ErrorCode::kInvalidForest, at(id) + " cannot grow past KV position " + std::to_string(kMaxPosition));
@@ -209,7 +219,11 @@ void Forest::append_token_to_each_request() {
 void Forest::move_request(std::int32_t request, std::int32_t node) {
     Impl& impl = *impl_;
     impl.check_request_id(request, "move_request");
-    if (node != kNoNode) impl.check_node_id(node, "move_request");
+    if (node != kNoNode) {
+        impl.check_node_id(node, "move_request");
+        impl.check_no_draft(node, "move_request");
+    }
+    if (impl.request_node[request] >= 0) impl.check_no_draft(impl.request_node[request], "move_request");
     std::int32_t& where = impl.request_node[request];
     if (where >= 0) --impl.request_count[where];
     if (node >= 0) ++impl.request_count[node];
@@ -220,7 +234,9 @@ void Forest::move_request(std::int32_t request, std::int32_t node) {
 void Forest::remove_request(std::int32_t request) {
     Impl& impl = *impl_;
     impl.check_request_id(request, "remove_request");
-    if (const std::int32_t node = impl.request_node[request]; node >= 0) --impl.request_count[node];
+    const std::int32_t node = impl.request_node[request];
+    if (node >= 0) impl.check_no_draft(node, "remove_request");
+    if (node >= 0) --impl.request_count[node];
     impl.request_node[request] = Impl::kDead;
     impl.free_requests.push_back(request);
     --impl.live_requests;
@@ -230,6 +246,7 @@ void Forest::remove_request(std::int32_t request) {
 void Forest::remove_node(std::int32_t node) {
     Impl& impl = *impl_;
     impl.check_node_id(node, "remove_node");
+    impl.check_no_draft(node, "remove_node");
     if (impl.child_count[node] > 0 || impl.request_count[node] > 0) {
         raise(ErrorCode::kInvalidForest, at(node) + " still has " + std::to_string(impl.child_count[node]) + " children and " +
                                              std::to_string(impl.request_count[node]) + " requests; remove or move them first");
@@ -262,7 +279,12 @@ std::int64_t Forest::total_tokens() const noexcept { return impl_->tokens; }
 
 std::int64_t Forest::path_tokens(std::int32_t request) const {
     std::int64_t tokens = 0;
-    for (std::int32_t id = request_node(request); id >= 0; id = impl_->nodes[id].parent) tokens += impl_->nodes[id].tokens;
+    std::int32_t id = request_node(request);
+    if (const auto draft = impl_->drafts.find(id); draft != impl_->drafts.end()) {
+        tokens = draft->second.mask.seen(request - draft->second.first_request);
+        id = impl_->nodes[id].parent;
+    }
+    for (; id >= 0; id = impl_->nodes[id].parent) tokens += impl_->nodes[id].tokens;
     return tokens;
 }
 
@@ -310,6 +332,7 @@ std::string Forest::to_string(std::int32_t max_lines) const {
         text += "\n" + std::string(2 + 2 * static_cast<std::size_t>(depth), ' ') + "#" + std::to_string(id) + " " +
                 std::to_string(impl.nodes[id].tokens) + " tokens";
         if (!children[id].empty()) text += ", " + std::to_string(children[id].size()) + " children";
+        if (impl.drafts.contains(id)) text += ", a draft";
         if (impl.request_count[id] > 0) text += ", " + std::to_string(impl.request_count[id]) + " requests";
         for (auto it = children[id].rbegin(); it != children[id].rend(); ++it) stack.emplace_back(*it, depth + 1);
     }

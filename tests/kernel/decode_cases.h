@@ -20,6 +20,12 @@ struct TreeNode {
 };
 using Tree = std::vector<TreeNode>;
 
+/// A draft behind a node of the tree, or behind nothing.
+struct TestDraft {
+    std::int32_t parent = -1;
+    DraftMask mask;
+};
+
 /// Two roots, requests on inner nodes, several on one, empty nodes inside and at the end, an empty root, a node that nobody sees,
 /// and no length but one that is a multiple of 16.
 Tree two_roots();
@@ -43,6 +49,7 @@ struct DecodeCase {
     float scale = 0, softcap = 0;
     bool lse = true;
     std::int32_t pathless = 1;  // requests on no node at all
+    std::vector<TestDraft> drafts;  // their requests come after the tree's
 
     DecodeProblem problem() const;
     std::string to_string() const;

@@ -46,6 +46,8 @@ Scene::Scene(const DecodeCase& given) : which(given) {
     std::vector<std::int32_t> shuffled;
     for (const std::int32_t r : order) shuffled.push_back(request_nodes[static_cast<std::size_t>(r)]);
     forest = Forest::from_nodes(nodes, shuffled);
+    for (const TestDraft& draft : which.drafts)
+        forest.add_draft(draft.parent, new_node(draft.parent, draft.mask.columns()).kv_begin, draft.mask);
 
     const std::int64_t rows_of_q = forest.request_capacity() + kSpareRequests;
     for (std::int32_t r = 0; r < rows_of_q; ++r) query.push_back(r);

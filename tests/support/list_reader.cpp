@@ -32,13 +32,15 @@ std::string read_item(const DecodePlan::Impl& plan, const Forest& forest, const 
     for (std::size_t c = item.chunk_begin; c < item.chunk_begin + std::size_t{item.tiles} * in_tile; ++c) {
         const abi::Chunk& chunk = list.chunks[c];
         ++chunk_uses[c];
+        const unsigned tokens = chunk.tokens & abi::kTokensMask;
         if (chunk.tokens == 0) {
             if (chunk.row_begin != chunk.row_end) return "padding with rows";
             ++padding;
             continue;
         }
-        if (padding > 0) return "padding inside the item";
-        if (chunk.tokens > abi::kChunkTokens || chunk.row_begin >= chunk.row_end || chunk.row_end > rows ||
+        // In a draft there may be chunks that no row of the item sees.
+        if (padding > 0 && !plan.problem.mask) return "padding inside the item";
+        if (tokens > abi::kChunkTokens || chunk.row_begin >= chunk.row_end || chunk.row_end > rows ||
             chunk.row_begin % group != 0 || chunk.row_end % group != 0) {
             return "chunk of " + std::to_string(chunk.tokens) + " tokens for rows " + std::to_string(chunk.row_begin) + ".." +
                    std::to_string(chunk.row_end);
@@ -46,16 +48,28 @@ std::string read_item(const DecodePlan::Impl& plan, const Forest& forest, const 
         for (unsigned r = chunk.row_begin / group; r < chunk.row_end / group; ++r) {
             sees[r] = true;
             auto& edges = served.edges.at(static_cast<std::size_t>(list.requests[item.request_begin + r].request));
-            edges.emplace_back(chunk.position, 1);
-            edges.emplace_back(std::int64_t{chunk.position} + chunk.tokens, -1);
+            if ((chunk.tokens & abi::kMasked) == 0) {
+                edges.emplace_back(chunk.position, 1);
+                edges.emplace_back(std::int64_t{chunk.position} + tokens, -1);
+                continue;
+            }
+            const std::uint32_t column = chunk.tokens >> abi::kMaskColumnShift;
+            const std::uint32_t word = list.masks.at(static_cast<std::size_t>(
+                list.requests[item.request_begin + r].request * list.mask_words + column / 2));
+            for (unsigned t = 0; t < tokens; ++t) {
+                if ((word >> (column % 2 * abi::kChunkTokens + t) & 1) == 0) continue;
+                edges.emplace_back(chunk.position + t, 1);
+                edges.emplace_back(chunk.position + t + 1, -1);
+            }
         }
     }
-    if (padding >= in_tile) return "a tile of padding";
+    if (padding >= in_tile && !plan.problem.mask) return "a tile of padding";
     for (unsigned r = 0; r < item.requests; ++r) {
         const auto [request, slot] = list.requests[item.request_begin + r];
         const std::string name = "request " + std::to_string(request);
         if (!forest.request_alive(request)) return name + " is not alive";
-        if (slot == abi::kUnseen ? sees[r] : !sees[r] && forest.path_tokens(request) > 0) return name + " has a wrong kUnseen";
+        const bool must_see = forest.path_tokens(request) > 0 && !plan.problem.mask;
+        if (slot == abi::kUnseen ? sees[r] : !sees[r] && must_see) return name + " has a wrong kUnseen";
         if (slot == abi::kFinal) ++served.finals[static_cast<std::size_t>(request)];
         if (slot < 0) continue;
         if (slot >= list.slots || slot_owner[slot] != -1) return name + " writes slot " + std::to_string(slot) + " once more";
@@ -102,6 +116,14 @@ std::string fault_of(const DecodePlan::Impl& plan, const Forest& forest) {
         if (!forest.request_alive(r)) continue;
         auto& edges = served.edges[r];
         for (std::int32_t id = forest.request_node(r); id >= 0; id = forest.node(id).parent) {
+            if (const DraftMask* mask = forest.draft_mask(id)) {
+                for (std::int32_t t = 0; t < mask->columns(); ++t) {
+                    if (!mask->sees(r - forest.draft_first_request(id), t)) continue;
+                    edges.emplace_back(forest.node(id).kv_begin + t, -1);
+                    edges.emplace_back(forest.node(id).kv_begin + t + 1, 1);
+                }
+                continue;
+            }
             edges.emplace_back(forest.node(id).kv_begin, -1);
             edges.emplace_back(forest.node(id).kv_begin + forest.node(id).tokens, 1);
         }
@@ -115,7 +137,7 @@ std::string fault_of(const DecodePlan::Impl& plan, const Forest& forest) {
     }
     const WorkCounts now = list.counts(), room = plan.capacity;
     if (now.items > room.items || now.requests > room.requests || now.chunks > room.chunks || now.merges > room.merges ||
-        now.slots > room.slots) {
+        now.slots > room.slots || now.mask_rows > room.mask_rows || now.mask_words != room.mask_words) {
         return "more than the plan's capacity";
     }
     return {};
