@@ -29,6 +29,20 @@ struct Times {
     double plan_us = 0, update_us = 0;
 };
 
+/// One decode step: every request a token longer. One verify step: a token accepted in every sequence, and the next draft.
+void step(Forest& forest) {
+    bool drafts = false;
+    for (std::int32_t node = 0; node < forest.node_capacity(); ++node) {
+        const DraftMask* mask = forest.draft_mask(node);
+        if (mask == nullptr) continue;
+        drafts = true;
+        const Node draft = forest.node(node);
+        if (draft.parent >= 0) forest.append_tokens(draft.parent);
+        forest.replace_draft(node, draft.kv_begin + 1, DraftMask(*mask));
+    }
+    if (!drafts) forest.append_token_to_each_request();
+}
+
 class Bench {
 public:
     Bench(Engine& engine, DevicePtr device, const Options& options)
@@ -48,8 +62,8 @@ public:
         }
         Forest forest = which.forest;
         try {
-            for (int i = 0; i < 21; ++i) {  // one decode step: every request one token longer
-                forest.append_token_to_each_request();
+            for (int i = 0; i < 21; ++i) {
+                step(forest);
                 const double start = now_ms();
                 plan->update(forest);
                 update.push_back((now_ms() - start) * 1e3);

@@ -31,12 +31,12 @@ void summarise(std::span<abi::Chunk> tile) {
 }
 
 /// Narrows a chunk of a draft to the rows that see some of it, and says which column of their masks it is where they do not see
-/// all. `column`: in chunks; `first_row`: of the mask, the one that the chunk's first request has.
-void apply_mask(abi::Chunk& chunk, const DraftMask& mask, std::int64_t column, std::int32_t first_row, std::int32_t group) {
+/// all. `column`: in chunks; `first_row`: of the mask, the one that the chunk's first request has. False if nobody sees any.
+bool apply_mask(abi::Chunk& chunk, const DraftMask& mask, std::int64_t column, std::int32_t first_row, std::int32_t group) {
     const auto masked = abi::kMasked | static_cast<std::uint32_t>(column) << abi::kMaskColumnShift;
     if (!mask.known()) {
         chunk.tokens |= masked;
-        return;
+        return true;
     }
     const std::uint32_t whole = (1u << chunk.tokens) - 1;
     const std::int32_t count = (chunk.row_end - chunk.row_begin) / group;
@@ -50,13 +50,11 @@ void apply_mask(abi::Chunk& chunk, const DraftMask& mask, std::int64_t column, s
         begin = std::min(begin, i);
         end = i + 1;
     }
-    if (begin >= end) {
-        chunk = {};  // nobody: padding
-        return;
-    }
+    if (begin >= end) return false;
     chunk.row_end = static_cast<std::uint16_t>(chunk.row_begin + end * group);
     chunk.row_begin = static_cast<std::uint16_t>(chunk.row_begin + begin * group);
     if (!all) chunk.tokens |= masked;
+    return true;
 }
 
 }  // namespace
@@ -88,10 +86,14 @@ void WorkList::emit_run(const ForestOrder& order, const Run& run, std::int64_t f
     const bool last = first_chunk + count == chunks_of(run.tokens);
     if (last) end_[-1].tokens = static_cast<std::uint32_t>(run.tokens - (first_chunk + count - 1) * kChunk);
     if (entry.mask != nullptr) {
+        abi::Chunk* kept = first;
         for (std::int64_t c = 0; c < count; ++c) {
-            apply_mask(first[c], *entry.mask, run.token_begin / kChunk + first_chunk + c, run.request_begin - entry.request_begin,
-                       group);
+            *kept = first[c];
+            kept += apply_mask(*kept, *entry.mask, run.token_begin / kChunk + first_chunk + c,
+                               run.request_begin - entry.request_begin, group);
         }
+        std::fill(kept, end_, abi::Chunk{});
+        end_ = kept;
     } else if (last && run.ends) {
         last_chunks_.push_back({static_cast<std::uint32_t>(end_ - chunks.data() - 1), last_of_node_[entry.node]});
         last_of_node_[entry.node] = static_cast<std::int32_t>(last_chunks_.size() - 1);

@@ -38,8 +38,7 @@ std::string read_item(const DecodePlan::Impl& plan, const Forest& forest, const 
             ++padding;
             continue;
         }
-        // In a draft there may be chunks that no row of the item sees.
-        if (padding > 0 && !plan.problem.mask) return "padding inside the item";
+        if (padding > 0) return "padding inside the item";
         if (tokens > abi::kChunkTokens || chunk.row_begin >= chunk.row_end || chunk.row_end > rows ||
             chunk.row_begin % group != 0 || chunk.row_end % group != 0) {
             return "chunk of " + std::to_string(chunk.tokens) + " tokens for rows " + std::to_string(chunk.row_begin) + ".." +
@@ -63,7 +62,7 @@ std::string read_item(const DecodePlan::Impl& plan, const Forest& forest, const 
             }
         }
     }
-    if (padding >= in_tile && !plan.problem.mask) return "a tile of padding";
+    if (padding >= in_tile) return "a tile of padding";
     for (unsigned r = 0; r < item.requests; ++r) {
         const auto [request, slot] = list.requests[item.request_begin + r];
         const std::string name = "request " + std::to_string(request);

@@ -55,6 +55,20 @@ TreeCounts count(const CaseSpec& spec) {
         counts.max_depth = std::max(counts.max_depth, depth[i]);
         used[i] = node.requests > 0;
     }
+    std::int64_t deepest = 0;
+    for (const DraftTree& draft : spec.drafts) {
+        const auto at = static_cast<std::size_t>(draft.node);
+        std::vector<std::int64_t> level(draft.parents.size());
+        for (std::size_t i = 0; i < level.size(); ++i) {
+            level[i] = 1 + (draft.parents[i] < 0 ? 0 : level[static_cast<std::size_t>(draft.parents[i])]);
+            counts.path_tokens += path[at] + level[i];
+            deepest = std::max(deepest, level[i]);
+        }
+        const auto rows = static_cast<std::int64_t>(level.size());
+        counts.requests += rows, counts.unique_tokens += rows, counts.used_tokens += rows;
+        used[at] = 1;
+    }
+    if (!spec.drafts.empty()) counts.max_depth = deepest;
     for (std::size_t i = n; i-- > 0;) {
         if (!used[i]) continue;
         counts.used_tokens += spec.nodes[i].tokens;
@@ -64,8 +78,11 @@ TreeCounts count(const CaseSpec& spec) {
 }
 
 std::int64_t count_pages(const CaseSpec& spec, std::int32_t page_size) {
+    std::vector<std::int64_t> slots;
+    for (const TreeNode& node : spec.nodes) slots.push_back(node.tokens);
+    for (const DraftTree& draft : spec.drafts) slots[static_cast<std::size_t>(draft.node)] += std::ssize(draft.parents);
     std::int64_t pages = 0;
-    for (const TreeNode& node : spec.nodes) pages += (node.tokens + page_size - 1) / page_size;
+    for (const std::int64_t tokens : slots) pages += (tokens + page_size - 1) / page_size;
     return pages;
 }
 
@@ -77,7 +94,7 @@ static void expect(const CaseSpec& spec, const std::string& what, std::int64_t b
 
 void verify(const CaseSpec& spec) {
     const TreeCounts counts = count(spec);
-    expect(spec, "nodes", static_cast<std::int64_t>(spec.nodes.size()), spec.check.nodes);
+    expect(spec, "nodes", spec.drafts.empty() ? std::ssize(spec.nodes) : std::ssize(spec.drafts[0].parents), spec.check.nodes);
     expect(spec, "requests", counts.requests, spec.check.requests);
     expect(spec, "unique_tokens", counts.unique_tokens, spec.check.unique_tokens);
     expect(spec, "used_tokens", counts.used_tokens, spec.check.used_tokens);
@@ -125,13 +142,16 @@ DecodeCase build_case(const CaseSpec& spec, const Variant& variant, const BuildO
     std::vector<Node> nodes;
     nodes.reserve(spec.nodes.size());
     std::vector<std::int32_t> listed;
+    std::vector<const DraftTree*> behind(spec.nodes.size(), nullptr);
+    for (const DraftTree& draft : spec.drafts) behind[static_cast<std::size_t>(draft.node)] = &draft;
     std::int64_t pages = 0, tokens = 0;
     for (std::size_t i = 0; i < spec.nodes.size(); ++i) {
         const TreeNode& node = spec.nodes[i];
+        const std::int64_t draft = behind[i] != nullptr ? std::ssize(behind[i]->parents) : 0;
         nodes.push_back({.parent = node.parent, .tokens = node.tokens, .kv_begin = pages * slot});
         built.token_begin.push_back(tokens);
-        tokens += node.tokens;
-        pages += (node.tokens + options.spare_tokens + slot - 1) / slot;
+        tokens += node.tokens + draft;
+        pages += (node.tokens + draft + options.spare_tokens + slot - 1) / slot;
         listed.insert(listed.end(), static_cast<std::size_t>(node.requests), static_cast<std::int32_t>(i));
     }
     built.rows = pages * slot;
@@ -149,9 +169,14 @@ DecodeCase build_case(const CaseSpec& spec, const Variant& variant, const BuildO
         for (std::size_t r = 0; r < listed.size(); ++r) built.request_nodes[r] = listed[static_cast<std::size_t>(order[r])];
     }
     built.forest = Forest::from_nodes(nodes, built.request_nodes);
+    for (const DraftTree& draft : spec.drafts) {
+        const auto at = static_cast<std::size_t>(draft.node);
+        built.forest.add_draft(draft.node, nodes[at].kv_begin + nodes[at].tokens, DraftMask::from_parents(draft.parents));
+        built.token_begin.push_back(built.token_begin[at] + nodes[at].tokens);
+    }
 
     // The same integers, now as the library counts them.
-    expect(spec, "Forest::live_nodes", built.forest.live_nodes(), static_cast<std::int64_t>(spec.nodes.size()));
+    expect(spec, "Forest::live_nodes", built.forest.live_nodes(), std::ssize(spec.nodes) + std::ssize(spec.drafts));
     expect(spec, "Forest::live_requests", built.forest.live_requests(), built.counts.requests);
     expect(spec, "Forest::total_tokens", built.forest.total_tokens(), built.counts.unique_tokens);
     std::int64_t path_tokens = 0;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reads the decode workload files (tests/workloads/*.json) and builds what a case describes: forest, requests, page table.
+// Reads the decode and spec workload files (tests/workloads/*.json) and builds what a case describes: forest, requests, drafts,
+// page table.
 #pragma once
 
 #include <cstdint>
@@ -36,6 +37,12 @@ struct TreeNode {
     std::int32_t requests = 0;
 };
 
+/// A draft tree behind a node, its tokens in the slots after the node's.
+struct DraftTree {
+    std::int32_t node = 0;
+    std::vector<std::int32_t> parents;
+};
+
 /// The integers that a file gives for comparison with what was built.
 struct Check {
     std::optional<std::int64_t> nodes, requests, unique_tokens, used_tokens, path_tokens, empty_requests, max_depth;
@@ -47,6 +54,7 @@ struct CaseSpec {
     std::string name, set, note;
     std::uint64_t seed = 1;
     std::vector<TreeNode> nodes;
+    std::vector<DraftTree> drafts;  // at most one a node, in the order of their requests; then the nodes have none
     bool random_requests = false;
     std::vector<DType> dtypes = {DType::bf16};
     std::vector<std::int32_t> head_dims = {128};

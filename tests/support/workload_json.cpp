@@ -2,6 +2,7 @@
 // The JSON side of workload.h, apart because the JSON header is the slowest thing to compile here.
 #include <algorithm>
 #include <fstream>
+#include <functional>
 #include <nlohmann/json.hpp>
 
 #include "engine/trace.h"
@@ -96,14 +97,9 @@ Check read_check(const json& given) {
     return check;
 }
 
-CaseSpec read_case(const json& entry, const json& defaults) {
-    const auto field = [&](const char* name) -> const json& { return entry.contains(name) ? entry.at(name) : defaults.at(name); };
+/// The list fields of a case.
+CaseSpec read_shapes(const std::function<const json&(const char*)>& field) {
     CaseSpec spec;
-    spec.seed = entry.at("seed").get<std::uint64_t>();
-    spec.set = entry.value("set", "");
-    spec.note = entry.value("note", "");
-    spec.nodes = read_tree(entry.at("tree"));
-    spec.random_requests = field("request_order").get<std::string>() == "random";
     spec.dtypes.clear(), spec.heads.clear(), spec.layouts.clear();
     for (const json& dtype : field("dtype")) spec.dtypes.push_back(read_dtype(dtype));
     for (const json& heads : field("heads"))
@@ -111,6 +107,36 @@ CaseSpec read_case(const json& entry, const json& defaults) {
     for (const json& layout : field("layout")) spec.layouts.push_back(read_layout(layout));
     spec.head_dims = field("head_dim").get<std::vector<std::int32_t>>();
     spec.page_sizes = field("page_size").get<std::vector<std::int32_t>>();
+    return spec;
+}
+
+CaseSpec read_case(const json& entry, const json& defaults) {
+    const auto field = [&](const char* name) -> const json& { return entry.contains(name) ? entry.at(name) : defaults.at(name); };
+    CaseSpec spec = read_shapes(field);
+    spec.seed = entry.at("seed").get<std::uint64_t>();
+    spec.set = entry.value("set", "");
+    spec.note = entry.value("note", "");
+    spec.nodes = read_tree(entry.at("tree"));
+    spec.random_requests = field("request_order").get<std::string>() == "random";
+    if (entry.contains("check")) spec.check = read_check(entry.at("check"));
+    return spec;
+}
+
+/// Sequences of a prefix and a draft tree each. (Only KV of the dtype of Q so far.)
+CaseSpec read_spec_case(const json& entry, const json& defaults, const json& trees) {
+    const auto field = [&](const char* name) -> const json& { return entry.contains(name) ? entry.at(name) : defaults.at(name); };
+    CaseSpec spec = read_shapes(field);
+    spec.seed = entry.at("seed").get<std::uint64_t>();
+    spec.set = entry.value("set", "");
+    const auto parents = trees.at(entry.at("tree").get<std::string>()).at("parents").get<std::vector<std::int32_t>>();
+    for (std::size_t i = 0; i < parents.size(); ++i) {
+        if (parents[i] >= static_cast<std::int32_t>(i)) fail("draft token " + std::to_string(i) + " comes before its parent");
+    }
+    const json& prefix = entry.at("prefix");
+    for (std::int32_t b = 0; b < entry.at("batch").get<std::int32_t>(); ++b) {
+        spec.nodes.push_back({-1, (prefix.is_array() ? prefix.at(static_cast<std::size_t>(b)) : prefix).get<std::int64_t>(), 0});
+        spec.drafts.push_back({b, parents});
+    }
     if (entry.contains("check")) spec.check = read_check(entry.at("check"));
     return spec;
 }
@@ -152,14 +178,14 @@ std::vector<CaseSpec> load_workload(const std::filesystem::path& file) {
     try {
         const json root = json::parse(in);
         if (root.at("schema").get<int>() != 1) fail("schema " + root.at("schema").dump() + " is not known; this reader knows 1");
-        if (root.at("kind").get<std::string>() != "decode")
-            fail("kind " + root.at("kind").dump() + ": only decode workloads can be run");
+        const auto kind = root.at("kind").get<std::string>();
+        if (kind != "decode" && kind != "spec") fail("kind '" + kind + "': only decode and spec workloads can be run");
         const json defaults = root.value("defaults", json::object());
         std::vector<CaseSpec> specs;
         for (const json& entry : root.at("cases")) {
             const auto name = entry.at("name").get<std::string>();
             where = file.string() + ", case " + name;
-            specs.push_back(read_case(entry, defaults));
+            specs.push_back(kind == "spec" ? read_spec_case(entry, defaults, root.at("trees")) : read_case(entry, defaults));
             specs.back().name = name;
         }
         return specs;

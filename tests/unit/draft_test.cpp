@@ -147,7 +147,7 @@ TEST_CASE("plan: every request of a random forest with drafts sees its path, and
             padding += chunk.tokens == 0;
         }
     }
-    CHECK((masked > 1000 && whole > 1000 && padding > 1000));
+    CHECK((masked > 1000 && whole > 1000 && padding > 1000));  // padding: at the ends of items alone
 }
 
 TEST_CASE("plan: drafts of one token are plain decode; a step's drafts are an update within the capacity") {
