@@ -32,8 +32,9 @@ constexpr int kFitSteps = 12;
 double ChunkCost::operator()(const ForestOrder::Entry& entry, const Block& block, double bandwidth_share) const {
     const std::int32_t requests =
         std::min(entry.request_end, block.request_end) - std::max(entry.request_begin, block.request_begin);
-    // Whoever holds the first request of an entry counts as its first reader.
-    const double load = entry.request_begin >= block.request_begin ? first_read : again;
+    // Blocks that share an entry mostly load it side by side: each has its part in the one read from HBM.
+    const double part = static_cast<double>(requests) / (entry.request_end - entry.request_begin);
+    const double load = again + (first_read - again) * part;
     const std::int32_t units = (requests * group + unit_rows - 1) / unit_rows;
     return std::max(load * bandwidth_share, units * unit);
 }
@@ -50,18 +51,21 @@ ChunkCost chunk_cost(const CostModel& model, const SplitInput& input) {
 }
 
 bool row_heavy(const ForestOrder& order, const CostModel& model, const SplitInput& input) {
-    constexpr double kRowsAnSm = 48, kArithmeticToLoads = 0.25;
+    constexpr double kRowsAnSm = 48, kTilesAnSm = 16, kArithmeticToLoads = 0.25;
     const double rows = static_cast<double>(order.requests.size()) * input.group * input.kv_heads;
-    if (rows < kRowsAnSm * input.sms) return false;
     const ChunkCost cost = chunk_cost(model, input);
-    double loads = 0, arithmetic = 0;
+    double loads = 0, arithmetic = 0, tiles = 0;  // of 64 rows and block_kv keys
     for (const ForestOrder::Entry& entry : order.entries) {
         const double chunks = static_cast<double>(entry.padded) / abi::kChunkTokens;
         const std::int32_t units =
             ((entry.request_end - entry.request_begin) * input.group + input.unit_rows - 1) / input.unit_rows;
         loads += chunks * cost.first_read;
         arithmetic += chunks * units * cost.unit;
+        const std::int32_t blocks = ((entry.request_end - entry.request_begin) * input.group + 63) / 64;
+        tiles += chunks * abi::kChunkTokens / input.block_kv * blocks * input.kv_heads;
     }
+    // Few rows over many keys fill the chip as well, each SM with a part of the keys.
+    if (rows < kRowsAnSm * input.sms && tiles < kTilesAnSm * input.sms) return false;
     return arithmetic > kArithmeticToLoads * loads;
 }
 
