@@ -19,10 +19,11 @@ struct alignas(16) Chunk {
     unsigned tile_rows;
 };
 
-/// Chunk::tokens of a chunk that has a mask: of its rows, each sees the keys whose bit is set in its request's mask row. The column
+/// In a kernel with masks. Chunk::tokens of a chunk that has one: of its rows, each sees the keys whose bit is set in its request's mask row. The column
 /// is the chunk's place in that row, in units of 16 bits.
 inline constexpr unsigned kTokensMask = 31;
 inline constexpr unsigned kMasked = 32;
+inline constexpr unsigned kGathered = 64;  // its keys' positions are listed, from gather[position] on
 inline constexpr unsigned kMaskColumnShift = 8;
 
 /// A run of chunks and the contiguous requests that attend them, for one KV head at a time. Chunks are padded to whole tiles.
@@ -78,6 +79,7 @@ struct DecodeParams {
     const Chunk* chunks;
     const Merge* merges;
     const unsigned* masks;  // [rows of Q, mask_words]; bit i of a row is the row's token i; null without masks
+    const unsigned* gather;  // positions of gathered chunks
     float* partial_out;       // [slots, kv_heads, group, head_dim_v]
     float* partial_exponent;  // [slots, kv_heads, group], base-2 logarithm of the part's sum of exponentials
     Counters* counters;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "sapwood/decode.h"
+#include "sapwood/static_tree.h"
 
 namespace sapwood {
 
@@ -105,6 +106,11 @@ public:
     /// Pure host work, microseconds; owns no device memory. Throws kInvalidProblem, kInvalidForest, kUnsupportedDevice.
     DecodePlan plan_decode(const DecodeProblem& problem, const Forest& forest, const DecodeConfig& config = {},
                            const DecodeLimits& limits = {});
+
+    /// A plan for static trees (FST): each sequence's nodes are queries that see their ancestors, themselves and a prefix. `limits`
+    /// of growth do not apply: such a plan is not updated. Throws kInvalidArgument, kInvalidProblem, kUnsupportedDevice.
+    DecodePlan plan_static_tree(const DecodeProblem& problem, std::span<const StaticTree> trees,
+                                std::span<const StaticTreeSequence> sequences, const DecodeConfig& config = {});
 
     /// Compiles or fetches the plan's kernel, loads it and allocates the plan's device buffers: all that may be slow.
     KernelReport prepare(DecodePlan& plan);

@@ -7,4 +7,5 @@
 #include "sapwood/engine.h"
 #include "sapwood/error.h"
 #include "sapwood/forest.h"
+#include "sapwood/static_tree.h"
 #include "sapwood/types.h"

@@ -14,6 +14,7 @@
 #include "engine/plan_state.h"
 #include "kernel/key_text.h"
 #include "kernel/render.h"
+#include "plan/static_plan.h"
 
 namespace sapwood {
 namespace {
@@ -157,6 +158,13 @@ DecodePlan Engine::plan_decode(const DecodeProblem& problem, const Forest& fores
                                const DecodeLimits& limits) {
     auto plan = impl_->service->tuning->plan(problem, forest, config, limits, impl_->service->setup.limits);
     impl_->adopt(*plan, forest, limits);
+    return DecodePlan(std::move(plan));
+}
+
+DecodePlan Engine::plan_static_tree(const DecodeProblem& problem, std::span<const StaticTree> trees,
+                                    std::span<const StaticTreeSequence> sequences, const DecodeConfig& config) {
+    auto plan = make_static_plan(problem, trees, sequences, config, impl_->service->setup.limits);
+    plan->key = impl_->key_of(*plan).to_string();
     return DecodePlan(std::move(plan));
 }
 

@@ -34,6 +34,7 @@ PlanBuffers::PlanBuffers(std::shared_ptr<Memory> memory, const DecodePlan::Impl&
     const std::size_t chunks = layout.place<abi::Chunk>(plan.capacity.chunks);
     const std::size_t merges = layout.place<abi::Merge>(plan.capacity.merges);
     const std::size_t masks = layout.place<std::uint32_t>(plan.capacity.mask_rows * plan.capacity.mask_words);
+    const std::size_t gather = layout.place<std::uint32_t>(plan.capacity.gather);
     const std::size_t lse = layout.place<float>(plan.capacity.slots * problem.q_heads);
     const std::size_t out = layout.place<float>(plan.capacity.slots * problem.q_heads * problem.head_dim_v);
     block_ = memory_->allocate(layout.bytes());
@@ -45,6 +46,7 @@ PlanBuffers::PlanBuffers(std::shared_ptr<Memory> memory, const DecodePlan::Impl&
     base_.chunks = static_cast<abi::Chunk*>(at(chunks));
     base_.merges = static_cast<abi::Merge*>(at(merges));
     if (plan.capacity.mask_rows > 0) base_.masks = static_cast<std::uint32_t*>(at(masks));
+    if (plan.capacity.gather > 0) base_.gather = static_cast<std::uint32_t*>(at(gather));
     base_.mask_words = static_cast<unsigned>(plan.capacity.mask_words);
     base_.partial_exponent = static_cast<float*>(at(lse));
     base_.partial_out = static_cast<float*>(at(out));
@@ -73,6 +75,7 @@ void PlanBuffers::upload(DecodePlan::Impl& plan, void* stream) {
         copy(base_.chunks, list.chunks, 0, list.chunks.size());
         copy(base_.merges, list.merges, 0, list.merges.size());
         copy(base_.masks, list.masks, 0, list.masks.size());
+        copy(base_.gather, list.gather, 0, list.gather.size());
     } else {
         copy(base_.chunks, list.chunks, list.changed_begin, list.changed_end);
     }

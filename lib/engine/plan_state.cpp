@@ -18,7 +18,8 @@ WorkCounts larger(const WorkCounts& a, const WorkCounts& b) {
             .merges = std::max(a.merges, b.merges),
             .slots = std::max(a.slots, b.slots),
             .mask_rows = std::max(a.mask_rows, b.mask_rows),
-            .mask_words = std::max(a.mask_words, b.mask_words)};
+            .mask_words = std::max(a.mask_words, b.mask_words),
+            .gather = std::max(a.gather, b.gather)};
 }
 
 }  // namespace

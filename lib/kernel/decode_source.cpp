@@ -50,8 +50,8 @@ KernelSource decode_source(const KernelKey& key) {
 }
 
 KernelResources decode_resources(const KernelKey& key) {
-    const abi::DecodeShape shape = {key.head_dim, key.head_dim_v, key.group,  key.warps,
-                                    key.producers, key.block_kv,  key.stages, key.mask != 0};
+    const abi::DecodeShape shape = {key.head_dim,  key.head_dim_v, key.group,  key.warps,
+                                    key.producers, key.block_kv,   key.stages, key.mask != 0};
     return {.threads = threads(key), .shared_bytes = abi::decode_shared_bytes(shape)};
 }
 

@@ -109,7 +109,7 @@ void DecodePlan::Impl::plan(const Forest& forest, const ForestOrder& order, cons
         // The width of a mask row is an argument that a captured graph keeps.
         const std::int64_t now = (order.mask_columns + 31) / 32;
         const auto least = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(std::max<std::int64_t>(now, 2))));
-        const std::int64_t room = asked == nullptr ? capacity.mask_words
+        const std::int64_t room = asked == nullptr              ? capacity.mask_words
                                   : asked->max_draft_tokens > 0 ? (asked->max_draft_tokens + 31) / 32
                                                                 : least;
         fresh.build_masks(order, std::max(now, room), static_cast<std::size_t>(forest.request_capacity()));
@@ -184,6 +184,9 @@ void DecodePlan::update(const Forest& forest) {
 
 void DecodePlan::Impl::update(const Forest& forest) {
     Impl& plan = *this;
+    if (fixed) {
+        raise(ErrorCode::kInvalidArgument, "a plan of static trees has no forest to take over; plan the new tree");
+    }
     const Forest::Impl& source = forest.impl();
     if (source.identity != plan.forest_identity || source.structure != plan.forest_structure ||
         plan.journal > source.grown.size()) {

@@ -24,6 +24,7 @@ struct DecodePlan::Impl {
     Limits limits;
     WorkCounts capacity;
     WorkList list;
+    bool fixed = false;  // of a static tree: there is no forest to update from
     bool masks_on_device = false;
     std::int32_t mask_columns = 0;  // of the longest draft with a mask
     DecodePlanInfo info;

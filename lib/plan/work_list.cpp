@@ -14,22 +14,6 @@ constexpr std::int64_t kPair = 2;
 
 std::int64_t chunks_of(std::int64_t tokens) { return (tokens + kChunk - 1) / kChunk; }
 
-/// Fills in abi::Chunk::tile_rows. A chunk that is patched later is not whole now: its tile is never called seen entirely, which is
-/// slower at most.
-void summarise(std::span<abi::Chunk> tile) {
-    std::uint32_t all_begin = 0, all_end = 0xffff, some_begin = 0xffff, some_end = 0;
-    for (const abi::Chunk& chunk : tile) {
-        const bool whole = chunk.tokens == abi::kChunkTokens;
-        all_begin = std::max<std::uint32_t>(all_begin, chunk.row_begin);
-        all_end = whole ? std::min<std::uint32_t>(all_end, chunk.row_end) : 0;
-        if (chunk.row_begin == chunk.row_end) continue;
-        some_begin = std::min<std::uint32_t>(some_begin, chunk.row_begin);
-        some_end = std::max<std::uint32_t>(some_end, chunk.row_end);
-    }
-    tile[0].tile_rows = all_begin < all_end ? all_begin | all_end << 16 : 0;
-    tile[1].tile_rows = some_begin < some_end ? some_begin | some_end << 16 : 0;
-}
-
 /// Narrows a chunk of a draft to the rows that see some of it, and says which column of their masks it is where they do not see
 /// all. `column`: in chunks; `first_row`: of the mask, the one that the chunk's first request has. False if nobody sees any.
 bool apply_mask(abi::Chunk& chunk, const DraftMask& mask, std::int64_t column, std::int32_t first_row, std::int32_t group) {
@@ -58,6 +42,20 @@ bool apply_mask(abi::Chunk& chunk, const DraftMask& mask, std::int64_t column, s
 }
 
 }  // namespace
+
+void summarise(std::span<abi::Chunk> tile) {
+    std::uint32_t all_begin = 0, all_end = 0xffff, some_begin = 0xffff, some_end = 0;
+    for (const abi::Chunk& chunk : tile) {
+        const bool whole = chunk.tokens == abi::kChunkTokens;
+        all_begin = std::max<std::uint32_t>(all_begin, chunk.row_begin);
+        all_end = whole ? std::min<std::uint32_t>(all_end, chunk.row_end) : 0;
+        if (chunk.row_begin == chunk.row_end) continue;
+        some_begin = std::min<std::uint32_t>(some_begin, chunk.row_begin);
+        some_end = std::max<std::uint32_t>(some_end, chunk.row_end);
+    }
+    tile[0].tile_rows = all_begin < all_end ? all_begin | all_end << 16 : 0;
+    tile[1].tile_rows = some_begin < some_end ? some_begin | some_end << 16 : 0;
+}
 
 void WorkList::build_masks(const ForestOrder& order, std::int64_t words, std::size_t rows) {
     mask_words = words;

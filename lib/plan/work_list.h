@@ -58,7 +58,12 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
 struct WorkCounts {
     std::int64_t items = 0, requests = 0, chunks = 0, merges = 0, slots = 0;
     std::int64_t mask_rows = 0, mask_words = 0;  // rows of Q, words each; 0 without masks
+    std::int64_t gather = 0;
 };
+
+/// Fills in abi::Chunk::tile_rows of one tile. A chunk that is patched later is not whole now: its tile is never called seen
+/// entirely, which is slower at most.
+void summarise(std::span<abi::Chunk> tile);
 
 /// Items, requests and chunks, host side. Growth inside the last chunk of a node is patched through last_chunks.
 class WorkList {
@@ -70,6 +75,7 @@ public:
     std::int64_t slots = 0;
     std::vector<std::uint32_t> masks;  // [rows of Q, mask_words], of drafts whose masks are known here
     std::int64_t mask_words = 0, mask_rows = 0;
+    std::vector<std::uint32_t> gather;  // KV positions that gathered chunks list
 
     /// Rebuilds everything; keeps the vectors' memory.
     void build(const ForestOrder& order, const Cover& cover, const CostModel& model, const SplitInput& input, const Split& split,
@@ -84,7 +90,8 @@ public:
                 .merges = static_cast<std::int64_t>(merges.size()),
                 .slots = slots,
                 .mask_rows = mask_rows,
-                .mask_words = mask_words};
+                .mask_words = mask_words,
+                .gather = static_cast<std::int64_t>(gather.size())};
     }
 
     /// `count` more tokens on a node: true and patched if they fit the last chunk of every item that loads the node, else false and

@@ -32,7 +32,8 @@ std::int32_t Forest::Impl::take_requests(std::int32_t count) {
 
 DraftIds Forest::add_draft(std::int32_t parent, std::int64_t kv_begin, const DraftMask& mask) {
     Impl& impl = *impl_;
-    const std::int32_t node = add_node({.parent = parent, .tokens = mask.columns(), .kv_begin = kv_begin});  // throws if it is wrong
+    const std::int32_t node =
+        add_node({.parent = parent, .tokens = mask.columns(), .kv_begin = kv_begin});  // throws if it is wrong
     const std::int32_t first = impl.take_requests(mask.rows());
     std::fill_n(impl.request_node.begin() + first, mask.rows(), node);
     impl.request_count[node] = mask.rows();

@@ -116,8 +116,13 @@ struct DecodeProducer {
     SAPWOOD_DEVICE u32 tokens_of(u32 words, u32 chunk) const { return count(shfl(words, chunk * 16 + 2)); }
     SAPWOOD_DEVICE u32 find_row(u32 words) const {
         const u32 token = lane % abi::kChunkTokens;
-        const u32 position = position_of(words), tokens = count(shfl(words, (lane & 16) + 2));
-        return token < tokens ? Traits::KvSource::row(params.page_table, position + token) : kNoRow;
+        u32 position = position_of(words) + token;
+        const u32 tokens = shfl(words, (lane & 16) + 2);
+        if (token >= count(tokens)) return kNoRow;
+        if constexpr (Traits::kMask) {
+            if (tokens & abi::kGathered) position = load_readonly_4(params.gather + position);
+        }
+        return Traits::KvSource::row(params.page_table, position);
     }
 
     SAPWOOD_DEVICE void send_tile(u32 words, u32 own_row, const u8* k, const u8* v) {

@@ -13,7 +13,7 @@ namespace sapwood::kernel {
 template <class Config>
 struct DecodeTraits : Config {
     using Element = typename Config::Element;
-    static constexpr abi::DecodeShape kShape = {Config::kHeadDim,   Config::kHeadDimV, Config::kGroup, Config::kWarps,
+    static constexpr abi::DecodeShape kShape = {Config::kHeadDim,   Config::kHeadDimV, Config::kGroup,  Config::kWarps,
                                                 Config::kProducers, Config::kBlockKv,  Config::kStages, Config::kMask};
     static constexpr u32 kBlockQ = abi::decode_block_q(kShape);
     static constexpr u32 kChunks = Config::kBlockKv / abi::kChunkTokens;  // a tile

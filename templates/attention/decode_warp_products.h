@@ -46,7 +46,8 @@ private:
             SAPWOOD_NO_UNROLL for (u32 c = 0; c < 2; ++c) {
                 if (c == 0 ? !first : !second) continue;
                 const ChunkView only[1] = {c == 0 ? chunks[0] : chunks[1]};
-                attend<1>(k_tile + c * 16 * Traits::KTile::kPitch, v_tile + c * 16 * Traits::VTile::kPitch, only, stage, pair * 2 + c);
+                attend<1>(k_tile + c * 16 * Traits::KTile::kPitch, v_tile + c * 16 * Traits::VTile::kPitch, only, stage,
+                          pair * 2 + c);
             }
         }
     }

@@ -120,8 +120,8 @@ void trees_are_nodes(const Target& target) {
     for (std::size_t i = 0; i < parents.size(); ++i) {
         std::int32_t r = 0;
         while (nodes.forest.request_node(r) != static_cast<std::int32_t>(i) + 1) ++r;
-        CHECK(support::relative_error(nodes.row(r), draft.row(draft.forest.draft_first_request(1) + static_cast<std::int32_t>(i))) <=
-              support::tolerance(DType::fp16));
+        CHECK(support::relative_error(nodes.row(r), draft.row(draft.forest.draft_first_request(1) +
+                                                              static_cast<std::int32_t>(i))) <= support::tolerance(DType::fp16));
     }
 }
 
@@ -138,7 +138,8 @@ void masks_on_the_device(const Target& target) {
         std::vector<std::uint32_t> rows(static_cast<std::size_t>(known.forest.request_capacity() * width), 0xdeadbeef);
         for (const TestDraft& draft : known.which.drafts) {
             std::int32_t node = 0;  // its node: the one whose mask this is
-            while (known.forest.draft_mask(node) == nullptr || known.forest.draft_mask(node)->columns() != draft.mask.columns()) ++node;
+            while (known.forest.draft_mask(node) == nullptr || known.forest.draft_mask(node)->columns() != draft.mask.columns())
+                ++node;
             for (std::int32_t r = 0; r < draft.mask.rows(); ++r) {
                 const auto to = (known.forest.draft_first_request(node) + r) * width;
                 std::copy_n(draft.mask.row(r), draft.mask.row_words(), rows.begin() + to);

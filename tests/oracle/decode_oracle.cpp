@@ -36,7 +36,8 @@ std::vector<std::int64_t> path_rows(const Forest& forest, std::int32_t request, 
         const Node& node = forest.node(id);
         const DraftMask* mask = forest.draft_mask(id);
         for (std::int64_t position = node.kv_begin; position < node.kv_begin + node.tokens; ++position) {
-            if (mask != nullptr && !mask->sees(request - forest.draft_first_request(id), static_cast<std::int32_t>(position - node.kv_begin)))
+            if (mask != nullptr &&
+                !mask->sees(request - forest.draft_first_request(id), static_cast<std::int32_t>(position - node.kv_begin)))
                 continue;
             rows.push_back(page_size == 0 ? position
                                           : page_table[position / page_size] * std::int64_t{page_size} + position % page_size);

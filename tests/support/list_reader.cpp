@@ -53,8 +53,8 @@ std::string read_item(const DecodePlan::Impl& plan, const Forest& forest, const 
                 continue;
             }
             const std::uint32_t column = chunk.tokens >> abi::kMaskColumnShift;
-            const std::uint32_t word = list.masks.at(static_cast<std::size_t>(
-                list.requests[item.request_begin + r].request * list.mask_words + column / 2));
+            const std::uint32_t word = list.masks.at(
+                static_cast<std::size_t>(list.requests[item.request_begin + r].request * list.mask_words + column / 2));
             for (unsigned t = 0; t < tokens; ++t) {
                 if ((word >> (column % 2 * abi::kChunkTokens + t) & 1) == 0) continue;
                 edges.emplace_back(chunk.position + t, 1);

@@ -32,7 +32,9 @@ inline DraftMask random_mask(Dice& dice, std::int32_t rows, std::int32_t columns
         const std::int32_t habit = dice.below(6), density = dice.between(1, 9);
         for (std::int32_t t = 0; t < columns; ++t)
             dense[static_cast<std::size_t>(r) * static_cast<std::size_t>(columns) + static_cast<std::size_t>(t)] =
-                habit == 0 ? 0 : habit == 1 ? 1 : dice.below(10) < density;
+                habit == 0   ? 0
+                : habit == 1 ? 1
+                             : dice.below(10) < density;
     }
     return DraftMask::from_dense(dense.data(), rows, columns, 0, dice.below(4) == 0);
 }

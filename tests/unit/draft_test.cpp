@@ -41,7 +41,8 @@ TEST_CASE("draft mask: parents give every token its ancestors and itself, in any
         for (std::int32_t i = 0; i < count; ++i) {
             std::vector<bool> seen(parents.size());
             std::int32_t depth = 0;
-            for (std::int32_t a = i; a >= 0; a = parents[static_cast<std::size_t>(a)], ++depth) seen[static_cast<std::size_t>(a)] = true;
+            for (std::int32_t a = i; a >= 0; a = parents[static_cast<std::size_t>(a)], ++depth)
+                seen[static_cast<std::size_t>(a)] = true;
             for (std::int32_t t = 0; t < count; ++t) wrong += mask.sees(i, t) != seen[static_cast<std::size_t>(t)];
             wrong += mask.seen(i) != depth;
         }
@@ -136,7 +137,8 @@ TEST_CASE("plan: every request of a random forest with drafts sees its path, and
         Limits limits = support::offline_limits("sm_90a");
         limits.sms = dice.one_of({1, 6, 132});
         const std::int32_t group = dice.one_of({1, 2, 3, 4, 8, 40});
-        const DecodeConfig config = {.warps = dice.one_of({4, 8}), .block_kv = dice.one_of({32, 64, 128}), .split = dice.one_of({0, 1, 7})};
+        const DecodeConfig config = {
+            .warps = dice.one_of({4, 8}), .block_kv = dice.one_of({32, 64, 128}), .split = dice.one_of({0, 1, 7})};
         const DecodePlan plan(make_decode_plan({.q_heads = group, .kv_heads = 1, .head_dim = 64}, forest, config, {}, limits));
         CAPTURE(seed);
         CAPTURE(plan.to_string());
