@@ -7,4 +7,5 @@
 #include "sapwood/engine.h"
 #include "sapwood/error.h"
 #include "sapwood/forest.h"
+#include "sapwood/merge.h"
 #include "sapwood/types.h"
