@@ -217,33 +217,6 @@ void longspec_pair(const Target& target) {
             CHECK(support::relative_error(scene.result(row, head).out, want[static_cast<std::size_t>(row * heads + head)]) <= 1e-3);
 }
 
-/// Graphs replay with the numbers of parts that indptr holds then, and nothing of a prepared call is left out of them.
-void graph_replays(const Target& target) {
-    if (!target.device) return;
-    MergeCase which = {"graph", 3, 64, StateDType::fp16, StateDType::fp16, MergeLayout::rows_parts, 4, 23};
-    MergeScene scene(which);
-    MergeProblem unprepared = which.problem();
-    unprepared.head_dim = 504;
-    target.engine->prepare_merge(which.problem());
-    scene.run(target, [&](const MergeTensors& tensors) {
-        void* stream = target.device->create_stream();
-        target.device->begin_capture(stream);
-        try {
-            target.engine->merge_states(unprepared, tensors, 1, stream);
-            FAIL("a kernel was compiled under capture");
-        } catch (const Error& error) {
-            CHECK(error.code() == ErrorCode::kNotPrepared);
-        }
-        target.engine->merge_states(which.problem(), tensors, which.rows, stream);
-        void* graph = target.device->end_capture(stream);
-        for (int i = 0; i < 3; ++i) target.device->launch_graph(graph, stream);
-        target.device->synchronize(stream);
-        target.device->destroy_graph(graph);
-        target.device->destroy_stream(stream);
-    });
-    CHECK(scene.fault() == "");
-}
-
 }  // namespace
 
 SAPWOOD_MERGE_ON_BOTH("1 to 40 parts and more, of every layout", any_number_of_parts)
@@ -257,4 +230,30 @@ SAPWOOD_MERGE_ON_BOTH("no parts at all are 0 and -inf", no_parts_at_all)
 SAPWOOD_MERGE_ON_BOTH("one part is a copy, to the bit", one_part_is_a_copy)
 SAPWOOD_MERGE_ON_BOTH("merging is associative", merging_is_associative)
 SAPWOOD_MERGE_ON_BOTH("LongSpec's sigmoid is a merge of two", longspec_pair)
-SAPWOOD_MERGE_ON_BOTH("a captured graph replays", graph_replays)
+
+TEST_CASE("merge on gpu: a prepared merge is captured and replays, another one is refused under capture") {
+    if (!support::gpu_available()) return;
+    const Target target = gpu_target();
+    MergeCase which = {"graph", 3, 64, StateDType::fp16, StateDType::fp16, MergeLayout::rows_parts, 4, 23};
+    MergeScene scene(which);
+    MergeProblem unprepared = which.problem();
+    unprepared.head_dim = 56;
+    target.engine->prepare_merge(which.problem());
+    scene.run(target, [&](const MergeTensors& tensors) {
+        void* stream = target.device->create_stream();
+        target.device->begin_capture(stream);
+        try {
+            target.engine->merge_states(unprepared, tensors, 1, stream);
+            FAIL_CHECK("a kernel was compiled under capture");
+        } catch (const Error& error) {
+            CHECK(error.code() == ErrorCode::kNotPrepared);
+        }
+        target.engine->merge_states(which.problem(), tensors, which.rows, stream);
+        void* graph = target.device->end_capture(stream);
+        for (int i = 0; i < 3; ++i) target.device->launch_graph(graph, stream);
+        target.device->synchronize(stream);
+        target.device->destroy_graph(graph);
+        target.device->destroy_stream(stream);
+    });
+    CHECK(scene.fault() == "");
+}
