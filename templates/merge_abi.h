@@ -7,10 +7,24 @@ namespace sapwood::abi {
 inline constexpr unsigned kMergeTensors = 8;
 inline constexpr unsigned kMergeThreads = 128;
 
-/// Where a tensor keeps its rows, in bytes: row r of the call is row r % rows_per_batch of batch r / rows_per_batch.
+/// Where a tensor keeps its rows, in units of 16 bytes (values) or of floats (logarithms): row r of the call is row
+/// r % rows_per_batch of batch r / rows_per_batch. 32 bits, so that an offset is three instructions.
 struct MergeStrides {
-    long long batch, row, head;
+    unsigned batch, row, head;
 };
+
+/// n / divisor for n < 2^31 as a product: a division is twenty instructions, and a warp has about 400 for its bytes.
+struct MergeDivisor {
+    unsigned factor, shift;
+};
+constexpr MergeDivisor merge_divisor(unsigned divisor) {
+    unsigned log = 0;
+    while ((1ull << log) < divisor) ++log;
+    return {static_cast<unsigned>(((1ull << (31 + log)) + divisor - 1) / divisor), 31 + log};
+}
+constexpr unsigned merge_divide(unsigned n, const MergeDivisor& by) {
+    return static_cast<unsigned>((static_cast<unsigned long long>(n) * by.factor) >> by.shift);
+}
 
 /// Outputs and logarithms of one part, or of all of them `part_stride` apart.
 struct MergePart {
@@ -25,10 +39,11 @@ struct MergeParams {
     void* out;
     float* lse;  // may be null
     MergeStrides out_stride, lse_stride;
-    long long part_stride, lse_part_stride;  // bytes; stacked alone
-    const int* indptr;                       // [rows + 1], or null: every row has `count` parts
-    unsigned heads, row_heads;               // row_heads = rows * heads
+    unsigned part_stride, lse_part_stride;  // units as above; stacked alone
+    const int* indptr;                      // [rows + 1], or null: every row has `count` parts
+    unsigned heads, row_heads;              // row_heads = rows * heads
     unsigned rows_per_batch;
+    MergeDivisor by_heads, by_rows_per_batch;
     unsigned count;
     float to_log2, from_log2;  // between the callers' logarithms and base 2
 };

@@ -42,7 +42,8 @@ struct MergeProblem {
     std::int32_t usual_parts = 2;
 };
 
-/// In elements; 0 = packed as the layout says. Row r of a call is row r % rows_per_batch of batch r / rows_per_batch.
+/// In elements, up to 2^32 rows of 16 bytes (of lse: 2^32 elements); 0 = packed as the layout says. Row r of a call is row r %
+/// rows_per_batch of batch r / rows_per_batch.
 struct MergeStrides {
     std::int64_t batch = 0, row = 0, head = 0;
 };

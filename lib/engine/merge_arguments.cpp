@@ -9,8 +9,7 @@
 namespace sapwood {
 namespace {
 
-constexpr std::int64_t kAlign = 16;                          // bytes: every row is read and written in 16-byte pieces
-constexpr std::int64_t kMostStride = std::int64_t{1} << 40;  // elements; with up to 2^31 rows no offset overflows
+constexpr std::int64_t kAlign = 16;  // bytes: every row is read and written in 16-byte pieces
 
 [[noreturn]] void refuse(const std::string& what, const std::string& why) {
     raise(ErrorCode::kInvalidArgument, "merge_states: " + what + " " + why);
@@ -26,36 +25,39 @@ void check_pointer(const std::string& what, const void* pointer, std::uintptr_t 
         refuse(what, "is at an address that is not a multiple of " + std::to_string(align) + " bytes");
 }
 
-/// Of one tensor: name, element size, and what its strides have to be multiples of, in bytes.
+/// Of one tensor: name, element size, the unit of its strides in bytes, and the elements of a row and head.
 struct Tensor {
     std::string name;
-    std::int64_t bytes, align, width;  // width: elements of a row and head
+    std::int64_t bytes, unit, width;
 };
 
-/// The given stride or, for 0, the packed one, in bytes.
-std::int64_t stride(const Tensor& tensor, const char* which, std::int64_t given, std::int64_t packed) {
-    const std::int64_t elements = given == 0 ? packed : given;
-    if (elements < 0 || elements > kMostStride || elements * tensor.bytes % tensor.align != 0) {
+/// The given stride or, for 0, the packed one, in units.
+unsigned stride(const Tensor& tensor, const char* which, std::int64_t given, std::int64_t packed) {
+    const std::int64_t elements = given == 0 ? packed : given, of_unit = tensor.unit / tensor.bytes;
+    const std::int64_t most = std::numeric_limits<std::uint32_t>::max() * of_unit;
+    if (elements < 0 || elements > most || elements % of_unit != 0) {
         refuse(tensor.name, "has a " + std::string(which) + " stride of " + std::to_string(elements) +
-                                " elements; it must be a positive multiple of " + std::to_string(tensor.align / tensor.bytes) +
-                                ", at most 2^40");
+                                " elements; it must be a positive multiple of " + std::to_string(of_unit) + ", at most " +
+                                std::to_string(most));
     }
-    return elements * tensor.bytes;
+    return static_cast<unsigned>(elements / of_unit);
 }
 
-/// `row` is the packed row stride in elements.
-abi::MergeStrides strides(const Tensor& tensor, const MergeStrides& given, std::int64_t row, std::int64_t rows_per_batch) {
-    abi::MergeStrides bytes;
-    bytes.head = stride(tensor, "head", given.head, tensor.width);
-    bytes.row = stride(tensor, "row", given.row, row);
-    bytes.batch = stride(tensor, "batch", given.batch, rows_per_batch * (bytes.row / tensor.bytes));
-    return bytes;
+/// `row` is the packed row stride in elements. A stride that leads nowhere (one batch, one row) is 0: it may not fit.
+abi::MergeStrides strides(const Tensor& tensor, const MergeStrides& given, std::int64_t row, std::int64_t rows,
+                          std::int64_t rows_per_batch) {
+    abi::MergeStrides units{};
+    units.head = stride(tensor, "head", given.head, tensor.width);
+    units.row = stride(tensor, "row", given.row, row);
+    if (rows > rows_per_batch)
+        units.batch = stride(tensor, "batch", given.batch, rows_per_batch * (units.row * (tensor.unit / tensor.bytes)));
+    return units;
 }
 
 /// What is written must not overlap itself: no two of its rows and heads may share an element.
 void check_written(const Tensor& tensor, const abi::MergeStrides& at, std::int32_t heads, std::int64_t rows,
                    std::int64_t rows_per_batch) {
-    const std::int64_t least = tensor.width * tensor.bytes;
+    const std::int64_t least = tensor.width * tensor.bytes / tensor.unit;
     if ((heads > 1 && at.head < least) || (rows_per_batch > 1 && at.row < least) || (rows > rows_per_batch && at.batch < least))
         refuse(tensor.name,
                "has a stride below its " + std::to_string(tensor.width) + " elements a row and head: rows would overlap");
@@ -117,12 +119,12 @@ void bind_merge(const MergeProblem& problem, const MergeTensors& tensors, std::i
     const Tensor out = {"out", out_bytes, kAlign, dim}, lse = {"lse", 4, 4, 1};
     check_pointer("out", tensors.out, kAlign);
     params.out = tensors.out;
-    params.out_stride = strides(out, tensors.out_stride, heads * dim, per_batch);
+    params.out_stride = strides(out, tensors.out_stride, heads * dim, rows, per_batch);
     check_written(out, params.out_stride, problem.heads, rows, per_batch);
     params.lse = tensors.lse;
     if (tensors.lse != nullptr) {
         check_pointer("lse", tensors.lse, 4);
-        params.lse_stride = strides(lse, tensors.lse_stride, heads, per_batch);
+        params.lse_stride = strides(lse, tensors.lse_stride, heads, rows, per_batch);
         check_written(lse, params.lse_stride, problem.heads, rows, per_batch);
     }
 
@@ -135,8 +137,8 @@ void bind_merge(const MergeProblem& problem, const MergeTensors& tensors, std::i
         check_pointer(of_out.name, part.out, kAlign);
         check_pointer(of_lse.name, part.lse, 4);
         abi::MergePart& to = params.parts[at];
-        to = {part.out, part.lse, strides(of_out, part.out_stride, apart * heads * dim, per_batch),
-              strides(of_lse, part.lse_stride, apart * heads, per_batch)};
+        to = {part.out, part.lse, strides(of_out, part.out_stride, apart * heads * dim, rows, per_batch),
+              strides(of_lse, part.lse_stride, apart * heads, rows, per_batch)};
         if (!separate) {
             const std::int64_t packed = problem.layout == MergeLayout::parts_rows && !indptr ? rows * heads : heads;
             params.part_stride = stride(of_out, "part", tensors.part_stride, packed * dim);
@@ -151,6 +153,8 @@ void bind_merge(const MergeProblem& problem, const MergeTensors& tensors, std::i
     params.heads = static_cast<unsigned>(heads);
     params.row_heads = static_cast<unsigned>(rows * heads);
     params.rows_per_batch = static_cast<unsigned>(per_batch);
+    params.by_heads = abi::merge_divisor(params.heads);
+    params.by_rows_per_batch = abi::merge_divisor(params.rows_per_batch);
     params.count = static_cast<unsigned>(count);
     const bool natural = problem.lse_base == LseBase::natural;
     params.to_log2 = natural ? 1.4426950408889634f : 1.0f;

@@ -55,9 +55,10 @@ SAPWOOD_DEVICE void store_row_part(u8* to, const f32 (&v)[kCount]) {
 
 struct MergeRow {
     u32 batch, row, head;
-    SAPWOOD_DEVICE i64 offset(const abi::MergeStrides& stride) const {
-        return static_cast<i64>(batch) * stride.batch + static_cast<i64>(row) * stride.row + static_cast<i64>(head) * stride.head;
+    SAPWOOD_DEVICE u64 offset(const abi::MergeStrides& stride) const {
+        return static_cast<u64>(batch) * stride.batch + static_cast<u64>(row) * stride.row + static_cast<u64>(head) * stride.head;
     }
+    SAPWOOD_DEVICE u64 value_offset(const abi::MergeStrides& stride) const { return offset(stride) * 16; }  // bytes
 };
 
 /// Where the parts of one row and head lie.
@@ -66,25 +67,31 @@ struct MergeSource {
     const abi::MergeParams& params;
     MergeRow at;
     const u8* out;  // of part 0; stacked alone
-    const u8* lse;
+    const f32* lse;
 
     SAPWOOD_DEVICE MergeSource(const abi::MergeParams& given, const MergeRow& row, u32 first) : params(given), at(row) {
         if constexpr (!kSeparate) {
-            const abi::MergePart& part = params.parts[0];
-            out = static_cast<const u8*>(part.out) + at.offset(part.out_stride) + static_cast<i64>(first) * params.part_stride;
-            lse = reinterpret_cast<const u8*>(part.lse) + at.offset(part.lse_stride) +
-                  static_cast<i64>(first) * params.lse_part_stride;
+            out = value_of(0) + static_cast<u64>(first) * params.part_stride * 16;
+            lse = logarithm_of(0) + static_cast<u64>(first) * params.lse_part_stride;
         }
     }
     SAPWOOD_DEVICE const u8* out_of(u32 part) const {
-        if constexpr (!kSeparate) return out + static_cast<i64>(part) * params.part_stride;
-        const abi::MergePart& its = params.parts[part];
-        return static_cast<const u8*>(its.out) + at.offset(its.out_stride);
+        if constexpr (kSeparate) return value_of(part);
+        return out + static_cast<u64>(part) * params.part_stride * 16;
     }
     SAPWOOD_DEVICE const f32* lse_of(u32 part) const {
-        if constexpr (!kSeparate) return reinterpret_cast<const f32*>(lse + static_cast<i64>(part) * params.lse_part_stride);
-        const abi::MergePart& its = params.parts[part];
-        return reinterpret_cast<const f32*>(reinterpret_cast<const u8*>(its.lse) + at.offset(its.lse_stride));
+        if constexpr (kSeparate) return logarithm_of(part);
+        return lse + static_cast<u64>(part) * params.lse_part_stride;
+    }
+
+private:
+    SAPWOOD_DEVICE const u8* value_of(u32 tensor) const {
+        const abi::MergePart& its = params.parts[tensor];
+        return static_cast<const u8*>(its.out) + at.value_offset(its.out_stride);
+    }
+    SAPWOOD_DEVICE const f32* logarithm_of(u32 tensor) const {
+        const abi::MergePart& its = params.parts[tensor];
+        return its.lse + at.offset(its.lse_stride);
     }
 };
 
@@ -97,8 +104,9 @@ SAPWOOD_DEVICE void merge_states(const abi::MergeParams& params) {
     const u32 lane = lane_id() % kLanes, first_lane = lane_id() - lane;
     const u32 index = block_id() * Traits::kRows + thread_id() / kLanes;
     const bool live = index < params.row_heads;
-    const u32 row = live ? index / params.heads : 0;
-    const MergeRow at = {row / params.rows_per_batch, row % params.rows_per_batch, index % params.heads};
+    const u32 inside = live ? index : 0;
+    const u32 row = abi::merge_divide(inside, params.by_heads), batch = abi::merge_divide(row, params.by_rows_per_batch);
+    const MergeRow at = {batch, row - batch * params.rows_per_batch, inside - row * params.heads};
     u32 first = 0, parts = live ? params.count : 0;
     if (!Config::kSeparate && params.indptr != nullptr && live) {
         const i32 begin = static_cast<i32>(load_readonly_4(params.indptr + row));
@@ -150,7 +158,7 @@ SAPWOOD_DEVICE void merge_states(const abi::MergeParams& params) {
     // Everything of this row has been read, by the lane that writes it or before a shuffle: out and lse may be part 0's memory.
     const bool empty = weights.sum == 0;
     const f32 inverse = empty ? 0.0f : reciprocal(weights.sum);
-    u8* to = static_cast<u8*>(params.out) + at.offset(params.out_stride);
+    u8* to = static_cast<u8*>(params.out) + at.value_offset(params.out_stride);
     SAPWOOD_UNROLL for (u32 n = 0; n < kEach; ++n) {
         const u32 vector = n * kLanes + lane;
         if (vector >= Traits::kVectors) continue;
@@ -158,9 +166,9 @@ SAPWOOD_DEVICE void merge_states(const abi::MergeParams& params) {
         store_row_part<typename Config::Out>(to + vector * kPerVector * Traits::kOutBytes, out[n]);
     }
     if (lane == 0 && params.lse != nullptr) {
-        f32* lse = reinterpret_cast<f32*>(reinterpret_cast<u8*>(params.lse) + at.offset(params.lse_stride));
         // In the callers' unit from the maximum on: one part alone comes out to the bit.
-        store_f32(lse, empty ? -infinity() : weights.maximum + log2_approx(weights.sum) * params.from_log2);
+        store_f32(params.lse + at.offset(params.lse_stride),
+                  empty ? -infinity() : weights.maximum + log2_approx(weights.sum) * params.from_log2);
     }
 }
 

@@ -55,24 +55,24 @@ void refuses(ErrorCode code, const char* says, const std::function<void(Call&)>&
 
 }  // namespace
 
-TEST_CASE("merge arguments: strides of 0 are those of the layout, in bytes") {
+TEST_CASE("merge arguments: strides of 0 are those of the layout, in 16 bytes or floats") {
     const abi::MergeParams rows = bound(good());
-    CHECK(rows.part_stride == 4 * 64 * 2);
-    CHECK(rows.parts[0].out_stride.row == 3 * 4 * 64 * 2);
-    CHECK(rows.parts[0].lse_stride.row == 3 * 4 * 4);
-    CHECK(rows.out_stride.row == 4 * 64 * 2);
+    CHECK(rows.part_stride == 4 * 64 * 2 / 16);
+    CHECK(rows.parts[0].out_stride.row == 3 * 4 * 64 * 2 / 16);
+    CHECK(rows.parts[0].lse_stride.row == 3 * 4);
+    CHECK(rows.out_stride.row == 4 * 64 * 2 / 16);
     CHECK(rows.row_heads == 24);
     const abi::MergeParams parts = bound(good(MergeLayout::parts_rows));
-    CHECK(parts.part_stride == 6 * 4 * 64 * 2);
-    CHECK(parts.lse_part_stride == 6 * 4 * 4);
-    CHECK(parts.parts[0].out_stride.row == 4 * 64 * 2);
+    CHECK(parts.part_stride == 6 * 4 * 64 * 2 / 16);
+    CHECK(parts.lse_part_stride == 6 * 4);
+    CHECK(parts.parts[0].out_stride.row == 4 * 64 * 2 / 16);
     Call given = good(MergeLayout::separate);
     given.tensors.rows_per_batch = 2;
     given.tensors.parts[1].lse_stride = {.batch = 8, .row = 1, .head = 2};
     const abi::MergeParams separate = bound(given);
     CHECK(separate.parts[2].out == address(0x2000));
-    CHECK(separate.parts[2].out_stride.batch == 2 * 4 * 64 * 2);
-    CHECK(separate.parts[1].lse_stride.head == 8);
+    CHECK(separate.parts[2].out_stride.batch == 2 * 4 * 64 * 2 / 16);
+    CHECK(separate.parts[1].lse_stride.head == 2);
     CHECK(separate.part_stride == 0);
     given.problem.lse_base = LseBase::two;
     CHECK(bound(given).to_log2 == 1.0f);
@@ -122,4 +122,15 @@ TEST_CASE("merge arguments: a refusal names the tensor and the reason") {
     Call in_place = good(separate);
     in_place.tensors.out = address(0x1000);
     CHECK(bound(in_place).out == address(0x1000));
+}
+
+TEST_CASE("merge arguments: a division by a product is a division") {
+    for (const unsigned divisor : {1u, 2u, 3u, 7u, 32u, 33u, 1000u, 65535u, 1u << 30, 2147483647u}) {
+        const abi::MergeDivisor by = abi::merge_divisor(divisor);
+        for (const unsigned n : {0u, 1u, 31u, 32u, 33u, 65534u, 999'999'999u, 2147483646u, 2147483647u}) {
+            CAPTURE(divisor);
+            CHECK(abi::merge_divide(n, by) == n / divisor);
+            CHECK(abi::merge_divide(n - n % divisor, by) == n / divisor);
+        }
+    }
 }
