@@ -79,6 +79,7 @@ void add_run(CLI::App& app, Action& action);
 void add_bench(CLI::App& app, Action& action);
 void add_inspect(CLI::App& app, Action& action);
 void add_bench_serve(CLI::App& app, Action& action);
+void add_bench_merge(CLI::App& app, Action& action);
 void add_warm(CLI::App& app, Action& action);
 void add_pack(CLI::App& app, Action& action);
 void add_merge(CLI::App& app, Action& action);

@@ -25,11 +25,16 @@ std::vector<std::int32_t> requests_to_check(const support::DecodeCase& which, st
     return support::spread(all, wanted);
 }
 
+DecodePlan plan_case(Engine& engine, const support::DecodeCase& which, const DecodeConfig& config) {
+    if (!which.static_trees.empty()) return engine.plan_static_tree(which.problem(), which.static_trees, which.sequences, config);
+    return engine.plan_decode(which.problem(), which.forest, config);
+}
+
 Execution execute(Engine& engine, const DevicePtr& device, const support::DecodeCase& which, const ExecuteOptions& options) {
     Execution result;
     options.stage("planning");
     double begin = now_ms();
-    DecodePlan plan = engine.plan_decode(which.problem(), which.forest, options.config);
+    DecodePlan plan = plan_case(engine, which, options.config);
     result.plan_us = (now_ms() - begin) * 1e3;
     result.plan = plan.info();
     result.plan_text = plan.to_string();

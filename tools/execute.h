@@ -27,6 +27,9 @@ struct ExecuteOptions {
     std::function<void(const char*)> stage = [](const char*) {};  // told what comes next
 };
 
+/// By the forest, or by the static trees of a case that has some.
+DecodePlan plan_case(Engine& engine, const support::DecodeCase& which, const DecodeConfig& config);
+
 /// `device` null: the host target, or (engine without a device) no launch at all.
 Execution execute(Engine& engine, const DevicePtr& device, const support::DecodeCase& which, const ExecuteOptions& options);
 

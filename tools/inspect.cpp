@@ -7,6 +7,7 @@
 #include <fstream>
 
 #include "common.h"
+#include "execute.h"
 #include "jit/disk_cache.h"
 #include "kernel/template_store.h"
 #include "terminal.h"
@@ -64,7 +65,7 @@ int inspect_case(Options& options) {
     const auto [spec, variant] = options.cases.items().front();
     const support::DecodeCase which = support::build_case(spec, variant, options.cases.build_options());
     Engine engine({.target = options.target, .cache_dir = options.cache});
-    DecodePlan plan = engine.plan_decode(which.problem(), which.forest, parse_config(options.config));
+    DecodePlan plan = plan_case(engine, which, parse_config(options.config));
     const KernelReport kernel = engine.prepare(plan);
     if (options.json) {
         nlohmann::json line = to_json(which);

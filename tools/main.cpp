@@ -40,6 +40,7 @@ int main(int argc, char** argv) {
     add_run(app, action);
     add_bench(app, action);
     add_bench_serve(app, action);
+    add_bench_merge(app, action);
     add_inspect(app, action);
     add_warm(app, action);
     add_pack(app, action);

@@ -11,6 +11,7 @@
 
 #include "sapwood/decode.h"
 #include "sapwood/static_tree.h"
+#include "sapwood/merge.h"
 
 namespace sapwood {
 
@@ -124,6 +125,15 @@ public:
     /// Checks the arguments and enqueues one kernel on `stream` (a CUstream or cudaStream_t). Safe under graph capture once the
     /// plan is prepared and uploaded. On the host target it runs to completion.
     void launch(DecodePlan& plan, const DecodeTensors& tensors, void* stream = nullptr);
+
+    /// Compiles or fetches the kernel that merges such parts, and loads it. Throws kInvalidProblem and what compilers throw.
+    KernelReport prepare_merge(const MergeProblem& problem);
+    /// Merges the parts of `rows` rows (0: nothing to do) by one kernel on `stream`; MergeProblem says what comes out. A kernel
+    /// that is not prepared is waited for, whatever EngineOptions::compile says (no other one could stand in); after seal() that is
+    /// Error{kNotPrepared}, or a warning with SealPolicy::warn. Once it is prepared the call neither allocates nor locks, and is
+    /// safe under graph capture. Throws kInvalidProblem; kInvalidArgument for a null or misaligned tensor, a stride that breaks
+    /// the 16-byte alignment or makes results overlap, an output that overwrites parts; kNotPrepared.
+    void merge_states(const MergeProblem& problem, const MergeTensors& tensors, std::int64_t rows, void* stream = nullptr);
 
     /// From now on a kernel that is not prepared is what the policy says instead of a compile.
     void seal(SealPolicy policy = SealPolicy::error);

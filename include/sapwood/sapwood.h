@@ -8,4 +8,5 @@
 #include "sapwood/error.h"
 #include "sapwood/forest.h"
 #include "sapwood/static_tree.h"
+#include "sapwood/merge.h"
 #include "sapwood/types.h"

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sapwood/types.h"
 
+#include "sapwood/merge.h"
+
 namespace sapwood {
 
 const char* dtype_name(DType dtype) noexcept {
@@ -9,6 +11,18 @@ const char* dtype_name(DType dtype) noexcept {
             return "fp16";
         case DType::bf16:
             return "bf16";
+    }
+    return "unknown";
+}
+
+const char* state_dtype_name(StateDType dtype) noexcept {
+    switch (dtype) {
+        case StateDType::fp16:
+            return "fp16";
+        case StateDType::bf16:
+            return "bf16";
+        case StateDType::fp32:
+            return "fp32";
     }
     return "unknown";
 }

@@ -17,9 +17,6 @@
 #include "plan/static_plan.h"
 
 namespace sapwood {
-namespace {
-
-PlanBuffers& buffers_of(DecodePlan::Impl& plan) { return *static_cast<PlanBuffers*>(plan.device.get()); }
 
 KernelReport report_of(const Kernel& kernel, jit::Origin origin) {
     const jit::Artifact& artifact = *kernel.artifact;
@@ -37,6 +34,10 @@ KernelReport report_of(const Kernel& kernel, jit::Origin origin) {
     report.log = artifact.log;
     return report;
 }
+
+namespace {
+
+PlanBuffers& buffers_of(DecodePlan::Impl& plan) { return *static_cast<PlanBuffers*>(plan.device.get()); }
 
 double ms_since(std::chrono::steady_clock::time_point start) {
     return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();

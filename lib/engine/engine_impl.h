@@ -31,4 +31,7 @@ private:
     Kernel* kernel_for_call(DecodePlan::Impl& plan);
 };
 
+/// What callers are told of a kernel that is ready.
+KernelReport report_of(const Kernel& kernel, jit::Origin origin);
+
 }  // namespace sapwood

@@ -19,12 +19,24 @@ std::string decode_text(const KernelKey& key) {
            number(key.blocks) + "/" + std::string(key.target.data());
 }
 
+std::string merge_text(const KernelKey& key) {
+    return "merge/" + std::string(state_dtype_name(static_cast<StateDType>(key.dtype))) + "/" +
+           state_dtype_name(static_cast<StateDType>(key.out_dtype)) + "/d" + std::to_string(key.head_dim) +
+           (key.separate != 0 ? "/separate" : "/stacked") + "/f" + std::to_string(key.stages) + "/" + key.target.data();
+}
+
+void set_target(KernelKey& key, const std::string& target) {
+    std::copy_n(target.begin(), std::min(target.size(), key.target.size() - 1), key.target.begin());
+}
+
 }  // namespace
 
 std::string KernelKey::to_string() const {
     switch (static_cast<Family>(family)) {
         case Family::decode:
             return decode_text(*this);
+        case Family::merge:
+            return merge_text(*this);
     }
     return "no kernel";
 }
@@ -47,7 +59,22 @@ KernelKey decode_key(const DecodeProblem& problem, const DecodeConfig& config, c
     key.producers = static_cast<std::uint8_t>(config.producers);
     key.stages = static_cast<std::uint8_t>(config.stages);
     key.blocks = static_cast<std::uint8_t>(config.blocks);
-    std::copy_n(target.begin(), std::min(target.size(), key.target.size() - 1), key.target.begin());
+    set_target(key, target);
+    return key;
+}
+
+KernelKey merge_key(const MergeProblem& problem, const std::string& target) {
+    // Where rows have few parts, many resident warps hide the trip to memory and want few registers; where they have many, a warp
+    // hides it by itself.
+    constexpr std::uint8_t kFew = 4, kMany = 16;
+    KernelKey key;
+    key.family = static_cast<std::uint8_t>(Family::merge);
+    key.dtype = static_cast<std::uint8_t>(problem.part_dtype);
+    key.out_dtype = static_cast<std::uint8_t>(problem.out_dtype);
+    key.head_dim = static_cast<std::uint16_t>(problem.head_dim);
+    key.separate = problem.layout == MergeLayout::separate ? 1 : 0;
+    key.stages = problem.usual_parts > kFew ? kMany : kFew;
+    set_target(key, target);
     return key;
 }
 

@@ -11,10 +11,11 @@
 #include <type_traits>
 
 #include "sapwood/decode.h"
+#include "sapwood/merge.h"
 
 namespace sapwood {
 
-enum class Family : std::uint8_t { decode = 1 };
+enum class Family : std::uint8_t { decode = 1, merge = 2 };
 
 /// Score policies of templates/attention/score.h; the scale and the cap themselves are arguments.
 enum class Score : std::uint8_t { scaled = 0, softcap = 1, negated = 2 };
@@ -30,7 +31,9 @@ struct KernelKey {
     std::uint8_t warps = 0, producers = 0, stages = 0, blocks = 0;
     std::uint8_t mainloop = 0;      // Mainloop
     std::uint8_t mask = 0;          // 1: some keys are seen by some requests of their node alone
-    std::array<char, 14> target{};  // "sm_90a", "host"; zero padded
+    std::uint8_t out_dtype = 0;     // of a merge: StateDType, and so is its dtype
+    std::uint8_t separate = 0;      // of a merge: 1: each part is a tensor of its own
+    std::array<char, 12> target{};  // "sm_90a", "host"; zero padded
 
     bool operator==(const KernelKey& other) const { return std::memcmp(this, &other, sizeof(KernelKey)) == 0; }
     bool operator<(const KernelKey& other) const { return std::memcmp(this, &other, sizeof(KernelKey)) < 0; }
@@ -42,5 +45,7 @@ static_assert(std::has_unique_object_representations_v<KernelKey>);
 static_assert(sizeof(KernelKey) == 32);
 
 KernelKey decode_key(const DecodeProblem& problem, const DecodeConfig& config, const std::string& target);
+/// `stages` is the number of 16-byte loads that a thread has in flight.
+KernelKey merge_key(const MergeProblem& problem, const std::string& target);
 
 }  // namespace sapwood

@@ -32,10 +32,24 @@ int number(const std::vector<std::string_view>& parts, std::string_view name) {
     return -1;
 }
 
-}  // namespace
+StateDType state_dtype(std::string_view name) {
+    for (const StateDType dtype : {StateDType::fp16, StateDType::bf16, StateDType::fp32}) {
+        if (name == state_dtype_name(dtype)) return dtype;
+    }
+    return {};
+}
 
-KernelKey parse_key(std::string_view text) {
-    const std::vector<std::string_view> parts = parts_of(text);
+KernelKey parse_merge_key(const std::vector<std::string_view>& parts) {
+    MergeProblem problem;
+    problem.part_dtype = state_dtype(parts.size() > 1 ? parts[1] : "");
+    problem.out_dtype = state_dtype(parts.size() > 2 ? parts[2] : "");
+    problem.head_dim = number(parts, "d");
+    problem.layout = parts.size() > 4 && parts[4] == "separate" ? MergeLayout::separate : MergeLayout::rows_parts;
+    problem.usual_parts = number(parts, "f");
+    return merge_key(problem, std::string(parts.back()));
+}
+
+KernelKey parse_decode_key(std::string_view text, const std::vector<std::string_view>& parts) {
     DecodeProblem problem;
     DecodeConfig config;
     problem.kv_heads = 1;
@@ -53,7 +67,14 @@ KernelKey parse_key(std::string_view text) {
     config.block_kv = number(parts, "kv");
     config.stages = number(parts, "s");
     config.blocks = number(parts, "b");
-    const KernelKey key = decode_key(problem, config, std::string(parts.back()));
+    return decode_key(problem, config, std::string(parts.back()));
+}
+
+}  // namespace
+
+KernelKey parse_key(std::string_view text) {
+    const std::vector<std::string_view> parts = parts_of(text);
+    const KernelKey key = parts[0] == "merge" ? parse_merge_key(parts) : parse_decode_key(text, parts);
     // Written back it must be what was read: nothing in the text is left out, nothing wraps, whatever a key may come to hold.
     if (key.to_string() != text)
         raise(ErrorCode::kInvalidArgument,
@@ -61,7 +82,8 @@ KernelKey parse_key(std::string_view text) {
                   decode_key({.q_heads = 4, .kv_heads = 1, .head_dim = 128, .head_dim_v = 128, .page_size = 16},
                              {.mainloop = Mainloop::mma, .warps = 8, .producers = 4, .block_kv = 64, .stages = 6, .blocks = 1},
                              "sm_90a")
-                      .to_string());
+                      .to_string() +
+                  " or " + merge_key({.head_dim = 128}, "sm_90a").to_string());
     return key;
 }
 

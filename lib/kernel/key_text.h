@@ -12,7 +12,7 @@ namespace sapwood {
 /// The key whose to_string() is `text`. Throws kInvalidArgument for any other text.
 KernelKey parse_key(std::string_view text);
 
-/// A problem and tile sizes that have this key: one KV head, the group's query heads.
+/// A decode problem and tile sizes that have this key: one KV head, the group's query heads.
 DecodeProblem problem_of(const KernelKey& key);
 DecodeConfig config_of(const KernelKey& key);
 /// `config` with the tiles of this kernel; what is the planner's alone (split) stays.

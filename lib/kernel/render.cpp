@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "kernel/decode_source.h"
+#include "kernel/merge_source.h"
 #include "kernel/template_store.h"
 
 namespace sapwood {
@@ -42,6 +43,8 @@ KernelSource source_of(const KernelKey& key) {
     switch (static_cast<Family>(key.family)) {
         case Family::decode:
             return decode_source(key);
+        case Family::merge:
+            return merge_source(key);
     }
     raise(ErrorCode::kInternal, "unknown kernel family " + std::to_string(key.family));
 }
@@ -52,6 +55,8 @@ KernelResources resources_of(const KernelKey& key) {
     switch (static_cast<Family>(key.family)) {
         case Family::decode:
             return decode_resources(key);
+        case Family::merge:
+            return merge_resources(key);
     }
     raise(ErrorCode::kInternal, "unknown kernel family " + std::to_string(key.family));
 }

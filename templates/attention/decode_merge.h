@@ -7,6 +7,7 @@
 
 #include "attention/decode_epilogue.h"
 #include "attention/decode_producer.h"
+#include "attention/merge_weights.h"
 
 namespace sapwood::kernel {
 
@@ -20,7 +21,7 @@ SAPWOOD_DEVICE void merge_row(const abi::DecodeParams& params, const abi::Merge&
     const u64 first = (static_cast<u64>(entry.slot_begin) * params.kv_heads + kv_head) * Traits::kGroup + in_group;
     const u32 parts = static_cast<u32>(entry.slots);
     f32 out[kVectors][4] = {};
-    f32 maximum = -infinity(), sum = 0;
+    MergeWeights<32> weights;
     constexpr u32 kBatch = kVectors == 1 ? 16 : 8;  // parts whose loads are in flight together
     F32x4 x[kBatch][kVectors];
     const auto load = [&](u32 part) {
@@ -39,16 +40,8 @@ SAPWOOD_DEVICE void merge_row(const abi::DecodeParams& params, const abi::Merge&
         const f32 exponent =
             begin + lane < parts ? load_shared_by_blocks(params.partial_exponent + first + (begin + lane) * stride) : -infinity();
         load(begin);  // before the weights are known: one trip to L2 instead of two
-        f32 peak = exponent;
-        SAPWOOD_UNROLL for (u32 mask = 16; mask > 0; mask /= 2) peak = max_f32(peak, shfl_xor(peak, mask));
-        peak = max_f32(peak, maximum);
-        const f32 base = peak == -infinity() ? 0.0f : peak;
-        const f32 old = exp2_approx(maximum - base);
-        const f32 weight = exp2_approx(exponent - base);
-        f32 total = weight;
-        SAPWOOD_UNROLL for (u32 mask = 16; mask > 0; mask /= 2) total += shfl_xor(total, mask);
-        sum = sum * old + total;
-        maximum = peak;
+        f32 old;
+        const f32 weight = weights.step(exponent, 1, old);
         SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) { SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) out[n][j] *= old; }
         const u32 count = parts - begin < 32 ? parts - begin : 32;
         for (u32 i = 0; i < count; i += kBatch) {
@@ -65,7 +58,7 @@ SAPWOOD_DEVICE void merge_row(const abi::DecodeParams& params, const abi::Merge&
             }
         }
     }
-    const RowEnd end(maximum, sum);
+    const RowEnd end(weights.maximum, weights.sum);
     u8* to = out_row<Traits>(params, entry.request, kv_head, in_group);
     SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) {
         const u32 vector = n * 32 + lane;

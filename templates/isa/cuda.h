@@ -211,6 +211,18 @@ SAPWOOD_DEVICE u32 pack2<Bf16>(f32 low, f32 high) {
     asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
     return r;
 }
+/// And back, exactly.
+template <class T>
+SAPWOOD_DEVICE void unpack2(u32 packed, f32& low, f32& high);
+template <>
+SAPWOOD_DEVICE void unpack2<Fp16>(u32 packed, f32& low, f32& high) {
+    asm("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h; }" : "=f"(low), "=f"(high) : "r"(packed));
+}
+template <>
+SAPWOOD_DEVICE void unpack2<Bf16>(u32 packed, f32& low, f32& high) {
+    low = __uint_as_float(packed << 16);
+    high = __uint_as_float(packed & 0xffff0000u);
+}
 SAPWOOD_DEVICE f32 infinity() { return __int_as_float(0x7f800000); }
 SAPWOOD_DEVICE f32 exp2_approx(f32 x) {  // relative error < 2^-22; 2^-inf = 0
     f32 r;
@@ -257,6 +269,17 @@ SAPWOOD_DEVICE F32x4 load_shared_by_blocks_16(const f32* p) {
 SAPWOOD_DEVICE f32 load_shared_by_blocks(const f32* p) {
     f32 v;
     asm volatile("ld.global.cg.f32 %0, [%1];" : "=f"(v) : "l"(p) : "memory");
+    return v;
+}
+/// Of memory that this kernel may write later, each address by the thread that has read it. 16 bytes that are read once go past L1.
+SAPWOOD_DEVICE U32x4 load_once_16(const void* p) {
+    U32x4 v;
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+SAPWOOD_DEVICE f32 load_f32(const f32* p) {
+    f32 v;
+    asm volatile("ld.global.f32 %0, [%1];" : "=f"(v) : "l"(p));
     return v;
 }
 SAPWOOD_DEVICE void store_4(void* p, u32 v) { asm volatile("st.global.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory"); }

@@ -176,6 +176,14 @@ template <>
 SAPWOOD_DEVICE u32 pack2<Bf16>(f32 low, f32 high) {
     return host_narrow(Bf16{}, low) | static_cast<u32>(host_narrow(Bf16{}, high)) << 16;
 }
+/// And back, exactly.
+template <class T>
+SAPWOOD_DEVICE void unpack2(u32 packed, f32& low, f32& high) {
+    alignas(16) u16 from[8] = {static_cast<u16>(packed), static_cast<u16>(packed >> 16)};
+    alignas(32) f32 to[8];
+    host_widen8<T>(from, to);
+    low = to[0], high = to[1];
+}
 SAPWOOD_DEVICE f32 infinity() { return __builtin_inff(); }
 /// What .ftz does: subnormal to zero of the same sign.
 SAPWOOD_DEVICE f32 host_flush(f32 x) { return __builtin_fabsf(x) < 0x1p-126f ? __builtin_copysignf(0.0f, x) : x; }
@@ -225,6 +233,13 @@ SAPWOOD_DEVICE F32x4 load_shared_by_blocks_16(const f32* p) {
     return v;
 }
 SAPWOOD_DEVICE f32 load_shared_by_blocks(const f32* p) { return *host_global<const volatile f32>(p, 4); }
+/// Of memory that this kernel may write later, each address by the thread that has read it.
+SAPWOOD_DEVICE U32x4 load_once_16(const void* p) {
+    U32x4 v;
+    __builtin_memcpy(&v, host_global<const u8>(p, 16), 16);
+    return v;
+}
+SAPWOOD_DEVICE f32 load_f32(const f32* p) { return *host_global<const f32>(p, 4); }
 SAPWOOD_DEVICE void store_4(void* p, u32 v) { __builtin_memcpy(host_global<u8>(p, 4), &v, 4); }
 SAPWOOD_DEVICE void store_8(void* p, u32 a, u32 b) {
     const u32 v[2] = {a, b};

@@ -18,6 +18,9 @@ struct Fp16 {
 struct Bf16 {
     u16 bits;
 };
+struct Fp32 {
+    u32 bits;
+};
 
 struct alignas(16) U32x4 {
     u32 x, y, z, w;

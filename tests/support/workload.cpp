@@ -69,6 +69,7 @@ TreeCounts count(const CaseSpec& spec) {
         used[at] = 1;
     }
     if (!spec.drafts.empty()) counts.max_depth = deepest;
+    if (!spec.static_parents.empty() && spec.nodes[0].requests == 0) --counts.max_depth;  // the prefix
     for (std::size_t i = n; i-- > 0;) {
         if (!used[i]) continue;
         counts.used_tokens += spec.nodes[i].tokens;
@@ -94,7 +95,10 @@ static void expect(const CaseSpec& spec, const std::string& what, std::int64_t b
 
 void verify(const CaseSpec& spec) {
     const TreeCounts counts = count(spec);
-    expect(spec, "nodes", spec.drafts.empty() ? std::ssize(spec.nodes) : std::ssize(spec.drafts[0].parents), spec.check.nodes);
+    const std::int64_t nodes = !spec.static_parents.empty() ? std::ssize(spec.static_parents)
+                               : !spec.drafts.empty()       ? std::ssize(spec.drafts[0].parents)
+                                                            : std::ssize(spec.nodes);
+    expect(spec, "nodes", nodes, spec.check.nodes);
     expect(spec, "requests", counts.requests, spec.check.requests);
     expect(spec, "unique_tokens", counts.unique_tokens, spec.check.unique_tokens);
     expect(spec, "used_tokens", counts.used_tokens, spec.check.used_tokens);
@@ -135,6 +139,7 @@ DecodeCase build_case(const CaseSpec& spec, const Variant& variant, const BuildO
     built.variant = variant;
     built.counts = count(spec);
     built.head_dim_v = spec.head_dim_v, built.scale = spec.scale, built.softcap = spec.softcap;
+    if (!spec.static_parents.empty()) built.variant.page_size = 0;
     if (options.runs_without_pages && variant.layout == Layout::contiguous && variant.page_size == 1) built.variant.page_size = 0;
 
     // Nodes never share a page: each begins at the first slot of its first page.
@@ -164,6 +169,19 @@ DecodeCase build_case(const CaseSpec& spec, const Variant& variant, const BuildO
         }
     }
     built.request_nodes = listed;
+    if (!spec.static_parents.empty()) {
+        built.static_trees = {StaticTree::from_parents(spec.static_parents)};
+        const std::size_t count = spec.static_parents.size();
+        for (std::size_t i = 0; i < nodes.size(); i += count) {
+            StaticTreeSequence& sequence = built.sequences.emplace_back();
+            sequence.query_begin = std::ssize(built.sequences) * std::ssize(spec.static_parents) - std::ssize(spec.static_parents);
+            if (spec.nodes[i].requests == 0) {
+                sequence.prefix_begin = nodes[i].kv_begin, sequence.prefix_tokens = nodes[i].tokens;
+                ++i;
+            }
+            sequence.tree_begin = nodes[i].kv_begin;
+        }
+    }
     if (spec.random_requests) {
         const auto order = perm(spec.seed, Stream::request_order, static_cast<std::int64_t>(listed.size()));
         for (std::size_t r = 0; r < listed.size(); ++r) built.request_nodes[r] = listed[static_cast<std::size_t>(order[r])];

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reads the decode and spec workload files (tests/workloads/*.json) and builds what a case describes: forest, requests, drafts,
+// Reads the decode, spec and fst workload files (tests/workloads/*.json) and builds what a case describes: forest, requests, drafts,
 // page table.
 #pragma once
 
@@ -13,6 +13,7 @@
 
 #include "sapwood/decode.h"
 #include "sapwood/forest.h"
+#include "sapwood/static_tree.h"
 
 namespace sapwood::support {
 
@@ -55,6 +56,8 @@ struct CaseSpec {
     std::uint64_t seed = 1;
     std::vector<TreeNode> nodes;
     std::vector<DraftTree> drafts;  // at most one a node, in the order of their requests; then the nodes have none
+    /// Of static trees: the one tree of all sequences, whose tokens are the last nodes of each sequence's; else empty.
+    std::vector<std::int32_t> static_parents;
     bool random_requests = false;
     std::vector<DType> dtypes = {DType::bf16};
     std::vector<std::int32_t> head_dims = {128};
@@ -93,6 +96,8 @@ struct DecodeCase {
     std::vector<std::int64_t> token_begin;    // by node: its first logical token, the row that values are numbered by
     std::vector<std::int32_t> page_table;     // empty if page_size is 0
     std::int64_t rows = 0;                    // rows of the K and V tensors
+    std::vector<StaticTree> static_trees;     // not empty: the forest's requests are these sequences' nodes
+    std::vector<StaticTreeSequence> sequences;
 
     DecodeProblem problem() const;
     std::int64_t row_of(std::int64_t position) const;

@@ -141,6 +141,29 @@ CaseSpec read_spec_case(const json& entry, const json& defaults, const json& tre
     return spec;
 }
 
+/// Sequences of a prefix and the one static tree each, a node a token.
+CaseSpec read_fst_case(const json& entry, const json& defaults) {
+    const auto field = [&](const char* name) -> const json& { return entry.contains(name) ? entry.at(name) : defaults.at(name); };
+    CaseSpec spec;
+    spec.dtypes.clear(), spec.heads.clear();
+    for (const json& dtype : field("dtype")) spec.dtypes.push_back(read_dtype(dtype));
+    for (const json& heads : field("heads"))
+        spec.heads.emplace_back(heads.at("q").get<std::int32_t>(), heads.at("kv").get<std::int32_t>());
+    spec.head_dims = field("head_dim").get<std::vector<std::int32_t>>();
+    spec.layouts = {Layout::contiguous};
+    spec.seed = entry.at("seed").get<std::uint64_t>();
+    for (const TreeNode& node : read_levels(entry.at("tree").at("levels"))) spec.static_parents.push_back(node.parent);
+    const auto prefix = entry.at("prefix").get<std::int64_t>();
+    for (std::int32_t b = 0; b < entry.at("batch").get<std::int32_t>(); ++b) {
+        const auto root = prefix > 0 ? static_cast<std::int32_t>(spec.nodes.size()) : -1;
+        if (prefix > 0) spec.nodes.push_back({-1, prefix, 0});
+        const auto first = static_cast<std::int32_t>(spec.nodes.size());
+        for (const std::int32_t parent : spec.static_parents) spec.nodes.push_back({parent < 0 ? root : first + parent, 1, 1});
+    }
+    if (entry.contains("check")) spec.check = read_check(entry.at("check"));
+    return spec;
+}
+
 std::vector<CaseSpec> cases_of(const std::vector<TraceProblem>& trace) {
     std::vector<CaseSpec> specs;
     for (const TraceProblem& record : trace) {
@@ -179,13 +202,16 @@ std::vector<CaseSpec> load_workload(const std::filesystem::path& file) {
         const json root = json::parse(in);
         if (root.at("schema").get<int>() != 1) fail("schema " + root.at("schema").dump() + " is not known; this reader knows 1");
         const auto kind = root.at("kind").get<std::string>();
-        if (kind != "decode" && kind != "spec") fail("kind '" + kind + "': only decode and spec workloads can be run");
+        if (kind != "decode" && kind != "spec" && kind != "fst")
+            fail("kind '" + kind + "': only decode, spec and fst workloads can be run");
         const json defaults = root.value("defaults", json::object());
         std::vector<CaseSpec> specs;
         for (const json& entry : root.at("cases")) {
             const auto name = entry.at("name").get<std::string>();
             where = file.string() + ", case " + name;
-            specs.push_back(kind == "spec" ? read_spec_case(entry, defaults, root.at("trees")) : read_case(entry, defaults));
+            specs.push_back(kind == "spec"  ? read_spec_case(entry, defaults, root.at("trees"))
+                            : kind == "fst" ? read_fst_case(entry, defaults)
+                                            : read_case(entry, defaults));
             specs.back().name = name;
         }
         return specs;

@@ -47,3 +47,31 @@ TEST_CASE("key text: every key comes back from its text, and nothing else does")
                             "decode/bf16/d128/v128/g4/page16/cap0/mma/w264/p4/kv64/s6/b1/sm_90a"})
         CHECK_THROWS_AS(parse_key(bad), Error);
 }
+
+TEST_CASE("key text: a merge's key has its types, dim, source of parts and loads in flight, and comes back") {
+    for (const StateDType part : {StateDType::fp16, StateDType::bf16, StateDType::fp32}) {
+        for (const StateDType out : {StateDType::fp16, StateDType::bf16, StateDType::fp32}) {
+            for (const MergeLayout layout : {MergeLayout::rows_parts, MergeLayout::parts_rows, MergeLayout::separate}) {
+                for (const int parts : {2, 40}) {
+                    const KernelKey key = merge_key({.heads = 32,
+                                                     .head_dim = 512,
+                                                     .part_dtype = part,
+                                                     .out_dtype = out,
+                                                     .layout = layout,
+                                                     .usual_parts = parts},
+                                                    "sm_120a");
+                    CHECK(parse_key(key.to_string()) == key);
+                }
+            }
+        }
+    }
+    const MergeProblem problem = {.heads = 32, .head_dim = 128, .part_dtype = StateDType::fp32, .layout = MergeLayout::separate};
+    CHECK(merge_key(problem, "sm_90a").to_string() == "merge/fp32/bf16/d128/separate/f4/sm_90a");
+    MergeProblem same = problem;  // what is an argument of the kernel
+    same.heads = 1, same.lse_base = LseBase::two;
+    CHECK(merge_key(same, "sm_90a") == merge_key(problem, "sm_90a"));
+    for (const char* bad : {"merge", "merge/bf16", "merge/bf16/bf16/d128/stacked/f4", "merge/bf16/bf16/d128/stacked/f5/sm_90a",
+                            "merge/int8/bf16/d128/stacked/f4/sm_90a", "merge/bf16/bf16/d128/listed/f4/sm_90a",
+                            "merge/bf16/bf16/d65664/stacked/f4/sm_90a", "merge/bf16/bf16/d128/stacked/f4/sm_90a/"})
+        CHECK_THROWS_AS(parse_key(bad), Error);
+}

@@ -53,7 +53,8 @@ TEST_CASE("fp16 and bf16 round to nearest even") {
 TEST_CASE("every case of the workload files is what its check integers say") {
     for (const auto& [name, cases] :
          {std::pair{"fasttree.json", 15}, std::pair{"beam.json", 244}, std::pair{"fewshot.json", 224},
-          std::pair{"spec.json", 484}}) {
+          std::pair{"spec.json", 484},
+          std::pair{"fst.json", 21}}) {
         const auto specs = load_workload(file(name));
         CHECK(static_cast<int>(specs.size()) == cases);
         for (const CaseSpec& spec : specs) {
