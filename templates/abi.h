@@ -32,7 +32,7 @@ struct alignas(16) Item {
     unsigned tiles;
     unsigned request_begin;   // into ItemRequest
     unsigned short requests;  // rows = requests * group <= block_q
-    unsigned short reserved;
+    unsigned short in_a_row;  // 1: the rows of Q of its requests are neighbours, in order
 };
 
 /// Where the rows of one request of one item go.

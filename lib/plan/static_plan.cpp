@@ -66,6 +66,7 @@ private:
         item.chunk_begin = static_cast<std::uint32_t>(list_.chunks.size());
         item.request_begin = static_cast<std::uint32_t>(list_.requests.size());
         item.requests = static_cast<std::uint16_t>(end - begin);
+        item.in_a_row = 1;
         const std::int64_t first_row = sequence.query_begin + begin;
         for (std::int32_t row = begin; row < end; ++row)
             list_.requests.push_back({static_cast<std::int32_t>(sequence.query_begin + row), abi::kFinal});

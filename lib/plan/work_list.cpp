@@ -167,6 +167,9 @@ void WorkList::emit_item(const ForestOrder& order, std::span<const Run> runs, co
         requests.push_back({order.requests[r], abi::kUnseen});
         position_.push_back(r);
     }
+    item.in_a_row = 1;
+    for (std::size_t i = base + 1; i < requests.size(); ++i)
+        item.in_a_row = item.in_a_row && requests[i].request == requests[i - 1].request + 1;
     std::int32_t marked = 0;
     for (const Run& run : runs) {
         for (std::int32_t r = run.request_begin; r < run.request_end && marked < end - begin; ++r) {
