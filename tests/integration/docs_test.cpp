@@ -52,3 +52,16 @@ TEST_CASE("docs: the commands that the serving guide shows are the tool's") {
     }
     CHECK(seen > 8);
 }
+
+TEST_CASE("docs: the tests and cases that answer the originals' defects exist") {
+    const std::string tests = all_tests();
+    std::istringstream in(text_of(kRoot / "docs/verify.md"));
+    const std::regex name("\"([^\"]+)\"");
+    int named = 0;
+    for (std::string line; std::getline(in, line);) {
+        if (!line.starts_with("| LongSpec") && !line.starts_with("| FST")) continue;
+        for (std::sregex_iterator it(line.begin(), line.end(), name), end; it != end; ++it, ++named)
+            CHECK_MESSAGE(tests.find((*it)[1]) != std::string::npos, "no test or case " << (*it)[1]);
+    }
+    CHECK(named > 10);
+}
