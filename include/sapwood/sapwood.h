@@ -7,6 +7,7 @@
 #include "sapwood/engine.h"
 #include "sapwood/error.h"
 #include "sapwood/forest.h"
-#include "sapwood/static_tree.h"
 #include "sapwood/merge.h"
+#include "sapwood/packed.h"
+#include "sapwood/static_tree.h"
 #include "sapwood/types.h"

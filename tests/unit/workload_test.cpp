@@ -9,6 +9,7 @@
 #include "sapwood/error.h"
 #include "support/half.h"
 #include "support/inputs.h"
+#include "support/packed_workload.h"
 #include "support/rng.h"
 #include "support/workload.h"
 
@@ -51,10 +52,8 @@ TEST_CASE("fp16 and bf16 round to nearest even") {
 }
 
 TEST_CASE("every case of the workload files is what its check integers say") {
-    for (const auto& [name, cases] :
-         {std::pair{"fasttree.json", 15}, std::pair{"beam.json", 244}, std::pair{"fewshot.json", 224},
-          std::pair{"spec.json", 484},
-          std::pair{"fst.json", 21}}) {
+    for (const auto& [name, cases] : {std::pair{"fasttree.json", 15}, std::pair{"beam.json", 244}, std::pair{"fewshot.json", 224},
+                                      std::pair{"spec.json", 484}, std::pair{"fst.json", 21}}) {
         const auto specs = load_workload(file(name));
         CHECK(static_cast<int>(specs.size()) == cases);
         for (const CaseSpec& spec : specs) {
@@ -71,6 +70,18 @@ TEST_CASE("every case of the workload files is what its check integers say") {
             }
         }
     }
+}
+
+TEST_CASE("every training case comes to the integers of its file") {
+    REQUIRE(is_packed_workload(file("training.json")));
+    CHECK_FALSE(is_packed_workload(file("fasttree.json")));
+    const auto specs = load_packed_workload(file("training.json"));  // which compares
+    CHECK(specs.size() == 34);
+    for (const PackedSpec& spec : specs) {
+        CHECK(spec.unique_tokens.has_value());
+        CHECK(spec.visible_pairs.has_value());
+    }
+    CHECK(variants(specs[0]).size() == 6);
 }
 
 TEST_CASE("a workload that is not what its file says is refused by name and number") {

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "plan/backward_list.h"
+
+#include <algorithm>
+
+namespace sapwood {
+namespace {
+
+constexpr auto kTile = static_cast<std::int32_t>(abi::kRowTile);
+// Tiles of a part. What a part costs beyond its tiles, K and V once more and fp32 additions of dK and dV, is about two of them.
+constexpr std::int64_t kLeastPart = 24;
+
+}  // namespace
+
+void BackwardList::build(const Pack& pack, std::int32_t block_keys, const Longest& longest) {
+    const std::span<const KeyRun> all = pack.runs();
+    const auto keys = static_cast<std::int32_t>(pack.keys());
+    runs.clear();
+    for (const KeyRun& r : all) runs.push_back({r.key_begin, r.key_end, r.row_begin, r.row_end, r.first, r.last, {}});
+    unsorted_.clear();
+    spans.clear();
+    tiles = partial_tiles = 0;
+    std::size_t first = 0;  // run that is not wholly behind the block
+    for (std::int32_t begin = 0; begin < keys; begin += block_keys) {
+        const std::int32_t end = std::min(begin + block_keys, keys);
+        while (first < all.size() && all[first].key_end <= begin) ++first;
+        pieces_.clear();
+        // Rows that see every key: in all runs, and only if these hold all of the block's keys.
+        std::int32_t whole_begin = 0, whole_end = KeyRun::kNoLast, held = 0;
+        for (std::size_t i = first; i < all.size() && all[i].key_begin < end; ++i) {
+            const KeyRun& run = all[i];
+            // Key k is seen by rows [k + first, k + last): of neighbouring keys these overlap, so a run's rows are one interval.
+            const std::int32_t low = std::max(begin, run.key_begin), high = std::min(end, run.key_end) - 1;
+            held += high + 1 - low;
+            const std::int32_t top = std::max(run.row_begin, low + run.first), bottom = std::min(run.row_end, high + run.last);
+            whole_begin = std::max(whole_begin, std::max(run.row_begin, high + run.first));
+            whole_end = std::min(whole_end, std::min(run.row_end, low + run.last));
+            if (top < bottom) pieces_.push_back({top, bottom, static_cast<std::uint32_t>(i)});
+        }
+        if (held < block_keys) whole_end = whole_begin;
+        const auto first_span = static_cast<std::uint32_t>(spans.size());
+        const std::int64_t before = tiles;
+        cover(whole_begin, whole_end);
+        unsorted_.push_back({begin, static_cast<unsigned short>(end - begin), abi::KeyBlock::kNoSlot, first_span,
+                             static_cast<unsigned>(tiles - before)});
+    }
+    cut(std::max<std::int64_t>(kLeastPart, longest(tiles)));
+    sort_longest_first(unsorted_, blocks, counts_);
+}
+
+/// Tiles of the union of the pieces' rows, which begin in ascending order.
+void BackwardList::cover(std::int32_t whole_begin, std::int32_t whole_end) {
+    const std::int32_t first_whole = (whole_begin + kTile - 1) / kTile, end_whole = std::max(first_whole, whole_end / kTile);
+    std::int32_t done = 0;  // tiles below are covered
+    for (std::size_t i = 0; i < pieces_.size();) {
+        std::int32_t begin = pieces_[i].begin, end = pieces_[i].end;
+        for (++i; i < pieces_.size() && pieces_[i].begin <= end; ++i) end = std::max(end, pieces_[i].end);
+        const std::int32_t from = std::max(done, begin / kTile), to = (end + kTile - 1) / kTile;
+        const std::int32_t whole_from = std::clamp(first_whole, from, std::max(from, to)),
+                           whole_to = std::clamp(end_whole, whole_from, std::max(whole_from, to));
+        emit(from, whole_from, false);
+        emit(whole_from, whole_to, true);
+        emit(whole_to, to, false);
+        done = std::max(done, to);
+    }
+}
+
+void BackwardList::emit(std::int32_t first_tile, std::int32_t end_tile, bool whole) {
+    // Tiles that need the same runs compared are one span. Few runs are compared everywhere; of many, each tile names its own.
+    constexpr std::size_t kFew = 3;
+    for (std::int32_t tile = first_tile; tile < end_tile;) {
+        const std::int32_t count = whole || pieces_.size() <= kFew ? end_tile - tile : 1;
+        std::uint32_t low = 0, high = 0;
+        if (!whole) {
+            low = pieces_.front().run, high = pieces_.back().run;
+            if (pieces_.size() > kFew) {
+                const std::int32_t begin = tile * kTile, end = begin + kTile;
+                const auto meets = [&](const Piece& piece) { return piece.begin < end && piece.end > begin; };
+                const auto one = std::find_if(pieces_.begin(), pieces_.end(), meets);
+                const auto last = std::find_if(pieces_.rbegin(), pieces_.rend(), meets);
+                if (one == pieces_.end()) {  // between two pieces
+                    ++tile;
+                    continue;
+                }
+                low = one->run, high = last->run;
+            }
+        }
+        spans.push_back({tile * kTile, static_cast<unsigned>(count), low, whole ? 0 : high - low + 1});
+        tiles += count;
+        if (!whole) partial_tiles += count;
+        tile += count;
+    }
+}
+
+void BackwardList::cut(std::int64_t limit) {
+    slots.clear();
+    const auto count = unsorted_.size();
+    for (std::size_t b = 0; b < count; ++b) {
+        const abi::KeyBlock block = unsorted_[b];
+        if (block.tiles <= limit || slots.size() >= abi::KeyBlock::kNoSlot) continue;
+        const std::int64_t parts = (block.tiles + limit - 1) / limit;
+        const auto slot = static_cast<unsigned short>(slots.size());
+        slots.push_back({block.key_begin, block.keys});
+        // Copies of the block's spans, cut where a part ends.
+        std::size_t span = block.span_begin;
+        unsigned used = 0;  // tiles of it
+        for (std::int64_t p = 0; p < parts; ++p) {
+            const auto of_part = static_cast<unsigned>((p + 1) * block.tiles / parts - p * block.tiles / parts);
+            const abi::KeyBlock part = {block.key_begin, block.keys, slot, static_cast<unsigned>(spans.size()), of_part};
+            for (unsigned left = of_part; left > 0;) {
+                abi::RowSpan one = spans[span];
+                one.row_begin += static_cast<int>(used) * kTile;
+                one.tiles = std::min(left, one.tiles - used);
+                used += one.tiles;
+                left -= one.tiles;
+                if (used == spans[span].tiles) ++span, used = 0;
+                spans.push_back(one);
+            }
+            if (p == 0) {
+                unsorted_[b] = part;
+            } else {
+                unsorted_.push_back(part);
+            }
+        }
+    }
+}
+
+}  // namespace sapwood

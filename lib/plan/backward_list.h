@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tile lists of a pack seen from its keys: for each block of keys the tiles of query rows that see some of them. Rows lie on a grid
+// of row tiles, because the sums of dQ do.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "packed_abi.h"
+#include "plan/packed_list.h"
+#include "sapwood/packed.h"
+
+namespace sapwood {
+
+struct BackwardList {
+    std::vector<abi::KeyBlock> blocks;  // longest first
+    std::vector<abi::RowSpan> spans;
+    std::vector<abi::KeyRun> runs;    // the pack's
+    std::vector<abi::KeySlot> slots;  // blocks in several parts
+    std::int64_t tiles = 0, partial_tiles = 0;
+
+    /// Of a block's longest part, in tiles, given those of all blocks.
+    using Longest = std::function<std::int64_t(std::int64_t tiles)>;
+    /// Rebuilds everything; keeps the vectors' memory. Long blocks are cut into parts: the keys of a prompt are seen by every
+    /// response, and one block would still be at them when all else is done.
+    void build(const Pack& pack, std::int32_t block_keys, const Longest& longest);
+
+    std::int64_t bytes() const {
+        return static_cast<std::int64_t>(blocks.size() * sizeof(abi::KeyBlock) + spans.size() * sizeof(abi::RowSpan) +
+                                         runs.size() * sizeof(abi::KeyRun) + slots.size() * sizeof(abi::KeySlot));
+    }
+
+private:
+    /// Rows [begin, end) see some of the block's keys in one run.
+    struct Piece {
+        std::int32_t begin, end;
+        std::uint32_t run;
+    };
+    void cover(std::int32_t whole_begin, std::int32_t whole_end);
+    void emit(std::int32_t first_tile, std::int32_t end_tile, bool whole);
+
+    void cut(std::int64_t limit);
+
+    std::vector<Piece> pieces_;
+    std::vector<abi::KeyBlock> unsorted_;
+    std::vector<std::uint32_t> counts_;
+};
+
+}  // namespace sapwood

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <memory>
+
+#include "plan/backward_list.h"
+#include "plan/limits.h"
+#include "sapwood/packed.h"
+
+namespace sapwood {
+
+/// Host side of a backward plan. `device` is what the engine keeps beside it.
+struct PackedBackwardPlan::Impl {
+    PackedProblem problem;
+    Limits limits;
+    BackwardList list;
+    PackedBackwardInfo info;
+    std::int32_t section_heads = 1;  // KV heads that are worked on together
+    std::vector<std::string> keys;
+    std::shared_ptr<void> device;
+
+    /// fp32 values in which dK and dV of blocks in several parts are added up.
+    std::int64_t kv_sums() const {
+        return static_cast<std::int64_t>(list.slots.size()) * problem.kv_heads * static_cast<std::int64_t>(abi::kKeyTile) *
+               (problem.head_dim + problem.head_dim_v);
+    }
+    std::int64_t row_tiles() const { return (info.rows + abi::kRowTile - 1) / abi::kRowTile; }
+};
+
+/// Throws kInvalidProblem, kUnsupportedDevice.
+std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem& problem, const Pack& pack, const Limits& limits);
+
+}  // namespace sapwood

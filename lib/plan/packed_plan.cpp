@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "plan/packed_plan.h"
+
+#include <algorithm>
+
+#include "plan/packed_tiles.h"
+
+namespace sapwood {
+namespace {
+
+// Of L2, for the keys and values of the heads that are worked on together: what is left beside Q and O passing through.
+constexpr std::int64_t kResidentBytes = 32 << 20;
+
+}  // namespace
+
+std::int32_t choose_section(std::int32_t kv_heads, std::int64_t head_bytes, std::int64_t items, std::int64_t enough) {
+    std::int32_t heads = 1;
+    for (std::int32_t next = 1; next <= kv_heads; ++next) {
+        if (kv_heads % next != 0) continue;
+        const bool fits = head_bytes * next <= kResidentBytes, few = items * heads < enough;
+        if (fits || few) heads = next;
+    }
+    return heads;
+}
+
+std::unique_ptr<PackedPlan::Impl> make_packed_plan(const PackedProblem& asked, const Pack& pack, const PackedConfig& config,
+                                                   const Limits& limits) {
+    auto plan = std::make_unique<PackedPlan::Impl>();
+    plan->problem = complete(asked);
+    plan->config = choose_config(plan->problem, config, limits);
+    plan->limits = limits;
+    plan->list.build(pack, plan->block_q(), plan->config.block_kv);
+    const PackedProblem& problem = plan->problem;
+    const auto blocks = static_cast<std::int64_t>(plan->list.blocks.size());
+    const std::int64_t head_bytes = pack.keys() * (problem.head_dim + problem.head_dim_v) * 2;
+    const std::int32_t group = problem.q_heads / problem.kv_heads;
+    plan->section_heads = group * choose_section(problem.kv_heads, head_bytes, blocks * group, 4 * limits.sms);
+    PackedPlanInfo& info = plan->info;
+    info.config = plan->config;
+    info.rows = pack.rows();
+    info.keys = pack.keys();
+    info.visible_pairs = pack.visible_pairs();
+    info.tiles = plan->list.tiles;
+    info.partial_tiles = plan->list.partial_tiles;
+    info.blocks = blocks;
+    info.list_bytes = plan->list.bytes();
+    info.flops = 2.0 * (problem.head_dim + problem.head_dim_v) * problem.q_heads * static_cast<double>(info.visible_pairs);
+    info.grid = static_cast<std::int32_t>(std::min<std::int64_t>(limits.sms * plan->config.blocks, blocks * problem.q_heads));
+    return plan;
+}
+
+PackedPlan::PackedPlan(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+PackedPlan::PackedPlan(PackedPlan&&) noexcept = default;
+PackedPlan& PackedPlan::operator=(PackedPlan&&) noexcept = default;
+PackedPlan::~PackedPlan() = default;
+const PackedProblem& PackedPlan::problem() const noexcept { return impl_->problem; }
+PackedPlanInfo PackedPlan::info() const { return impl_->info; }
+std::string PackedPlan::kernel_key() const { return impl_->key; }
+
+}  // namespace sapwood

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "plan/limits.h"
+#include "plan/packed_list.h"
+#include "sapwood/packed.h"
+
+namespace sapwood {
+
+/// Host side of a plan. `device` is what the engine keeps beside it (buffers, the loaded kernel).
+struct PackedPlan::Impl {
+    PackedProblem problem;
+    PackedConfig config;
+    Limits limits;
+    PackedList list;
+    PackedPlanInfo info;
+    std::int32_t section_heads = 1;  // query heads that are worked on together
+    std::string key;
+    std::shared_ptr<void> device;
+
+    int block_q() const { return config.warps * 16; }
+    int grid() const { return info.grid; }
+};
+
+/// KV heads that are worked on together: as many as fit L2, `head_bytes` each, and so many that they have `enough` of the `items`
+/// of one head for all multiprocessors to choose from, because the longest-first order evens out within a section only. A divisor
+/// of all heads.
+std::int32_t choose_section(std::int32_t kv_heads, std::int64_t head_bytes, std::int64_t items, std::int64_t enough);
+
+std::unique_ptr<PackedPlan::Impl> make_packed_plan(const PackedProblem& problem, const Pack& pack, const PackedConfig& config,
+                                                   const Limits& limits);
+
+}  // namespace sapwood

@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// Tile sizes of the packed forward kernel: which can run, and which is taken when the caller leaves them open.
+#pragma once
+
+#include <string>
+
+#include "attention/packed_layout.h"
+#include "plan/limits.h"
+#include "sapwood/packed.h"
+
+namespace sapwood {
+
+/// Throws kInvalidProblem unless the shapes fit together; returns the problem with its defaults filled in.
+PackedProblem complete(const PackedProblem& problem);
+
+abi::PackedShape shape_of(const PackedProblem& problem, const PackedConfig& config);
+
+/// Why this configuration cannot run on this device, with numbers; empty if it can.
+std::string why_illegal(const PackedProblem& problem, const PackedConfig& config, const Limits& limits);
+
+/// The configuration for a problem: fields that `asked` fixes are kept, the others chosen. Throws kUnsupportedDevice with the
+/// reason when nothing legal is left.
+PackedConfig choose_config(const PackedProblem& problem, const PackedConfig& asked, const Limits& limits);
+
+}  // namespace sapwood

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// Shared-memory layout of the packed backward kernel, as constants for kernel and host code.
+#pragma once
+
+#include "attention/packed_layout.h"
+
+namespace sapwood::abi {
+
+struct BackwardShape {
+    unsigned head_dim, head_dim_v;
+};
+
+inline constexpr unsigned kBackwardKeys = kKeyTile;
+inline constexpr unsigned kBackwardStages = 2;  // row tiles in flight
+inline constexpr unsigned kBackwardThreads = 384;
+
+constexpr unsigned backward_rows_bytes(unsigned dim) { return kRowTile * dim * 2; }
+/// K, V; Q and dO by stage; dS by stage; sums of dQ.
+constexpr unsigned backward_tiles_bytes(const BackwardShape& s) {
+    return kBackwardKeys * (s.head_dim + s.head_dim_v) * 2 +
+           kBackwardStages * (backward_rows_bytes(s.head_dim) + backward_rows_bytes(s.head_dim_v) + kRowTile * kBackwardKeys * 2) +
+           kRowTile * s.head_dim * 4;
+}
+/// Two fp32 values a row and stage, headers, the work item, where dQ goes.
+constexpr unsigned backward_words_bytes() {
+    return kBackwardStages * (2 * kRowTile * 4 + kPackedHeaderBytes) + kPackedItemBytes + 16;
+}
+/// Full and empty of K and V, of Q and dO by stage, of the two halves of dQ.
+constexpr unsigned backward_barriers() { return 2 + 4 * kBackwardStages + 4; }
+constexpr unsigned backward_shared_bytes(const BackwardShape& s) {
+    return backward_tiles_bytes(s) + backward_words_bytes() + align_up(backward_barriers() * 8, 16);
+}
+
+}  // namespace sapwood::abi

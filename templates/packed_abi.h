@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+// Work lists and parameter blocks of the packed kernels: what abi.h is to decode.
+#pragma once
+
+#include "abi.h"
+
+namespace sapwood::abi {
+
+/// Keys and who sees them; sapwood::KeyRun in the same words, padded.
+struct alignas(16) KeyRun {
+    int key_begin, key_end;
+    int row_begin, row_end;
+    int first, last;  // key k is seen by rows of [k + first, k + last), as far as they lie in [row_begin, row_end)
+    int reserved[2];
+};
+
+/// KV tiles of block_kv keys, one behind the other.
+struct alignas(16) KeySpan {
+    int key_begin;       // may be negative, and the last tile may reach behind the last key: such keys are in no run
+    unsigned tiles;      // at least 1
+    unsigned run_begin;  // of a span that is seen in part: the runs that its keys are in, others between them
+    unsigned runs;       // 0: every row of the block sees every key
+};
+
+/// Query rows of one block and the keys they see.
+struct alignas(16) QueryBlock {
+    int row_begin;
+    unsigned rows;
+    unsigned span_begin;
+    unsigned tiles;  // of all its spans
+};
+
+/// A tensor of 16-bit elements as the copy engine knows it (CUtensorMap); on the host target, a HostTensorMap.
+struct alignas(64) TensorMap {
+    unsigned long long words[16];
+};
+struct HostTensorMap {
+    const void* data;
+    long long token_stride, head_stride;      // bytes
+    unsigned long long rows;                  // of the tensor
+    unsigned long long box_rows, box_panels;  // of a load: rows, and groups of 64 elements
+};
+
+/// A tensor [rows, heads, dim], rows and heads anywhere. Strides in bytes.
+struct Tensor {
+    void* data;
+    long long token_stride, head_stride;
+};
+
+/// The by-value argument of a packed forward kernel.
+struct PackedForwardParams {
+    TensorMap q_map, k_map, v_map;  // where the copy engine copies
+    Tensor q, k, v, out;
+    float* lse;                      // [q_heads, rows]; may be null
+    const QueryBlock* query_blocks;  // longest first
+    const KeySpan* spans;
+    const KeyRun* runs;
+    Counters* counters;
+    int rows, keys;
+    unsigned query_block_count;
+    unsigned q_heads;
+    unsigned group;          // query heads a KV head
+    unsigned section_heads;  // query heads that are worked on together, so that their keys stay in L2
+    float scale_log2;        // as in DecodeParams
+    float softcap_log2;
+};
+
+/// Tiles of kRowTile query rows, one behind the other; row_begin is a multiple of kRowTile.
+struct alignas(16) RowSpan {
+    int row_begin;
+    unsigned tiles;      // at least 1
+    unsigned run_begin;  // of a span that is seen in part, as in KeySpan
+    unsigned runs;
+};
+inline constexpr unsigned kRowTile = 64;
+inline constexpr unsigned kKeyTile = 128;  // keys of a block
+
+/// Keys of one block and query rows that see them: all such rows, or a part of them.
+struct alignas(16) KeyBlock {
+    int key_begin;
+    unsigned short keys;
+    unsigned short slot;  // of the sums that the block's parts add to; kNoSlot: it has no other parts, dK and dV go straight out
+    unsigned span_begin;
+    unsigned tiles;  // of all its spans
+    static constexpr unsigned short kNoSlot = 0xffff;
+};
+/// A block whose parts are added up.
+struct alignas(8) KeySlot {
+    int key_begin;
+    unsigned keys;
+};
+
+/// Before the backward pass: row sums, and sums set to zero. Arrays by row are [q_heads, row_tiles * kRowTile].
+struct BackwardPrepareParams {
+    Tensor out, dout;
+    const float* lse;   // [q_heads, rows]
+    const float* dlse;  // the same; may be null
+    float* lse_log2;    // base-2 logarithm; +inf for a row that sees nothing, and behind the last row
+    float* row_sums;    // sum of out * dout, less dlse
+    float* dq_sums;     // [q_heads, row_tiles, kRowTile * head_dim], zeroed
+    float* kv_sums;     // [slots, kv_heads, kKeyTile * (head_dim + head_dim_v)], zeroed
+    long long kv_sums_count;
+    int rows;
+    unsigned row_tiles, q_heads;
+};
+
+/// The backward pass: dK and dV a block of keys at a time, dQ by additions to fp32 sums.
+struct BackwardParams {
+    TensorMap q_map, k_map, v_map, dout_map;
+    Tensor dk, dv;
+    const float* lse_log2;
+    const float* row_sums;
+    float* dq_sums;
+    float* kv_sums;
+    const KeyBlock* key_blocks;  // longest first
+    const RowSpan* spans;
+    const KeyRun* runs;
+    Counters* counters;
+    unsigned row_tiles;
+    unsigned key_block_count;
+    unsigned kv_heads;
+    unsigned group;                  // query heads a KV head
+    unsigned section_heads;          // KV heads that are worked on together
+    float scale;                     // of scores
+    float scale_log2, softcap_log2;  // as in DecodeParams
+};
+
+/// Behind the backward pass: dQ from its sums, and dK and dV of blocks that were worked on in parts.
+struct BackwardFinishParams {
+    Tensor dq, dk, dv;
+    const float* dq_sums;
+    const float* kv_sums;
+    const KeySlot* key_slots;
+    int rows;
+    unsigned row_tiles, q_heads, kv_heads, slots;
+    float scale;
+};
+
+}  // namespace sapwood::abi

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention over a pack and its gradients from the definition, in fp64. Who sees whom is asked pair by pair, of the segments or the
+// sequences themselves: nothing is shared with the library's runs and tile lists.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "sapwood/packed.h"
+
+namespace sapwood::oracle {
+
+/// Whether query row `row` sees key `key`.
+using Sees = std::function<bool(std::int64_t row, std::int64_t key)>;
+
+/// Trees of segments, by following parents.
+Sees sees_segments(std::span<const Segment> segments);
+Sees sees_sequences(std::span<const std::int32_t> cu_q, std::span<const std::int32_t> cu_k, const PackedMask& mask);
+
+struct PackedResult {
+    std::vector<double> out;  // [rows, Hq, Dv]
+    std::vector<double> lse;  // [Hq, rows], natural logarithm
+};
+/// Of the chosen rows, or of all of them. `tensors` holds host pointers; strides count; out and lse are not touched.
+PackedResult packed_forward(const PackedProblem& problem, const PackedTensors& tensors, std::int64_t rows, std::int64_t keys,
+                            const Sees& sees, std::span<const std::int64_t> chosen = {});
+
+struct PackedGradients {
+    std::vector<double> dq, dk, dv;  // [rows, Hq, D], [keys, Hkv, D], [keys, Hkv, Dv]
+};
+/// Gradients of sum(out * dout) + sum(lse * dlse). dout [rows, Hq, Dv], dlse [Hq, rows] or empty.
+PackedGradients packed_backward(const PackedProblem& problem, const PackedTensors& tensors, std::int64_t rows, std::int64_t keys,
+                                const Sees& sees, std::span<const double> dout, std::span<const double> dlse);
+
+}  // namespace sapwood::oracle
