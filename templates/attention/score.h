@@ -13,6 +13,7 @@ struct ScaledScore {
     static constexpr bool kTransforms = false;
     f32 scale_log2;
     SAPWOOD_DEVICE explicit ScaledScore(const abi::DecodeParams& params) : scale_log2(params.scale_log2) {}
+    SAPWOOD_DEVICE ScaledScore(f32 scale, f32) : scale_log2(scale) {}
     SAPWOOD_DEVICE f32 factor() const { return scale_log2; }
     SAPWOOD_DEVICE f32 transform(f32 product) const { return product; }
 };
@@ -22,8 +23,10 @@ struct NegatedScore {
     static constexpr bool kTransforms = true;
     f32 scale_log2;
     SAPWOOD_DEVICE explicit NegatedScore(const abi::DecodeParams& params) : scale_log2(-params.scale_log2) {}
+    SAPWOOD_DEVICE NegatedScore(f32 scale, f32) : scale_log2(-scale) {}
     SAPWOOD_DEVICE f32 factor() const { return scale_log2; }
     SAPWOOD_DEVICE f32 transform(f32 product) const { return -product; }
+    SAPWOOD_DEVICE f32 slope(f32) const { return 1.0f; }
 };
 
 /// cap * tanh(scale * q·k / cap), times log2(e). tanh(x) = 1 - 2 / (1 + 2^(2 x log2 e)) keeps an absolute error of 2^-21 or so,
@@ -32,12 +35,17 @@ struct SoftcapScore {
     static constexpr bool kTransforms = true;
     f32 exponent_scale;
     f32 cap_log2;
-    SAPWOOD_DEVICE explicit SoftcapScore(const abi::DecodeParams& params)
-        : exponent_scale(params.scale_log2 * (2 * kLog2E)), cap_log2(params.softcap_log2) {}
+    SAPWOOD_DEVICE explicit SoftcapScore(const abi::DecodeParams& params) : SoftcapScore(params.scale_log2, params.softcap_log2) {}
+    SAPWOOD_DEVICE SoftcapScore(f32 scale, f32 cap) : exponent_scale(scale * (2 * kLog2E)), cap_log2(cap) {}
     SAPWOOD_DEVICE f32 factor() const { return 1.0f; }
     SAPWOOD_DEVICE f32 transform(f32 product) const {
         const f32 e = exp2_approx(product * exponent_scale);  // +inf for large products: 2 / inf = 0
         return fma_f32(-2.0f * reciprocal(1.0f + e), cap_log2, cap_log2);
+    }
+    /// Of the score against scale * q·k, from what transform() gave: 1 - tanh^2. 0 where the mask has put -inf.
+    SAPWOOD_DEVICE f32 slope(f32 transformed) const {
+        const f32 t = transformed * reciprocal(cap_log2);
+        return transformed == -infinity() ? 0.0f : fma_f32(-t, t, 1.0f);
     }
 };
 

@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+// The compute side of the backward kernel: two warpgroups, 64 keys each. Keys are the rows of the score tiles, so that weights and
+// their gradients are, as they are, A fragments of the products that make dV and dK, which stay in registers for the whole item.
+// Only dS goes through shared memory, for dQ, of which each warpgroup makes half of the columns. sm_90a.
+#pragma once
+
+#include "attention/backward_traits.h"
+#include "attention/decode_epilogue.h"
+#include "isa/warpgroup.h"
+
+namespace sapwood::kernel {
+
+template <class Traits>
+struct BackwardProducts {
+    using Element = typename Traits::Element;
+    static constexpr u32 kBlocks = Traits::kRows / 8;
+    static constexpr u32 kPairBarrier = 1;
+    static constexpr u32 kSumFloats = Traits::kKeys * (Traits::kHeadDim + Traits::kHeadDimV);
+    static constexpr u32 kQColumns = Traits::kHeadDim / 2;  // of dQ, a warpgroup's
+
+    const abi::BackwardParams& params;
+    const BackwardShared<Traits>& shared;
+    const typename Traits::Score score;
+    const u32 lane, warpgroup;
+    f32 dk[Traits::kHeadDim / 8][4], dv[Traits::kHeadDimV / 8][4];
+    RingPosition<Traits::kStages> at;
+    RingPosition<1> sum;
+    BackwardItem item{};
+
+    SAPWOOD_DEVICE BackwardProducts(const abi::BackwardParams& p, const BackwardShared<Traits>& s)
+        : params(p), shared(s), score(p.scale_log2, p.softcap_log2), lane(lane_id()), warpgroup(warp_id() / 4) {}
+
+    SAPWOOD_DEVICE void run() {
+        RingPosition<1> items;
+        for (;; items.advance()) {
+            shared.item_ring.wait_full(items);
+            item = shared.item();
+            if (item.steps == BackwardItem::kStop) break;
+            clear(dk);
+            clear(dv);
+            SAPWOOD_NO_UNROLL for (u32 i = 0; i < item.steps; ++i) step();
+            release(shared.item_ring.empty(0));
+            if (item.slot() == abi::KeyBlock::kNoSlot) {
+                write(params.dk, dk, params.scale);
+                write(params.dv, dv, 1.0f);
+            } else {
+                f32* sums = params.kv_sums + static_cast<u64>(item.slot() * params.kv_heads + item.kv_head) * kSumFloats;
+                add(sums, dk);
+                add(sums + Traits::kKeys * Traits::kHeadDim, dv);
+            }
+        }
+        shared.sums(warpgroup).wait_empty(sum);
+        send_sums(BackwardShared<Traits>::kNoTarget);
+    }
+
+private:
+    template <u32 kCount>
+    SAPWOOD_DEVICE static void clear(f32 (&d)[kCount][4]) {
+        SAPWOOD_UNROLL for (u32 i = 0; i < kCount; ++i) { SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) d[i][j] = 0; }
+    }
+    /// Every lane for itself, as in PackedRows.
+    SAPWOOD_DEVICE void release(u32 barrier) const { mbarrier_arrive(barrier); }
+    /// This lane's first key within the item; the other is 8 behind.
+    SAPWOOD_DEVICE u32 block_key() const { return warp_id() * 16 + lane / 4; }
+
+    SAPWOOD_DEVICE void step() {
+        const u32 stage = at.stage;
+        f32 s[kBlocks][4], ds[kBlocks][4];
+        u32 p[kBlocks / 2][4], e[kBlocks / 2][4];
+        shared.queries.wait_full(at);
+        const u32 target =
+            shared.header(stage).head * params.row_tiles + static_cast<u32>(shared.header(stage).begin) / Traits::kRows;
+        wgmma_fence();
+        multiply<typename Traits::KTile, typename Traits::QTile, Traits::kHeadDim>(s, shared.address, shared.query(stage));
+        shared.douts.wait_full(at);
+        wgmma_fence();
+        multiply<typename Traits::VTile, typename Traits::DOutTile, Traits::kHeadDimV>(ds, shared.values(), shared.dout(stage));
+        wgmma_wait<1>();
+        wgmma_settled(s);
+        finish_scores(s, stage);
+        if constexpr (!Traits::Score::kTransforms) weigh(s, stage);
+        wgmma_wait<0>();
+        wgmma_settled(ds);
+        differentiate(s, ds, stage);
+        pack(p, s);
+        pack(e, ds);
+        store_dscores(e, shared.dscore(stage));
+        wgmma_fence();
+        accumulate<typename Traits::DOutTile>(dv, p, shared.dout(stage));
+        fence_async_proxy();
+        named_sync(kPairBarrier, Traits::kComputeWarps * 32);
+        f32 dq[kQColumns / 8][4];
+        wgmma_fence();
+        multiply_dq(dq, shared.dscore(stage));
+        wgmma_wait<1>();
+        wgmma_settled(dv);
+        release(shared.douts.empty(stage));
+        wgmma_fence();
+        accumulate<typename Traits::QTile>(dk, e, shared.query(stage));
+        wgmma_wait<1>();
+        wgmma_settled(dq);
+        shared.sums(warpgroup).wait_empty(sum);
+        // In the order of the threads that hold them: backward_finish puts them right.
+        F32x4* to = shared.sum_words(warpgroup) + thread_id() % 128;
+        SAPWOOD_UNROLL for (u32 i = 0; i < kQColumns / 8; ++i) to[i * 128] = {dq[i][0], dq[i][1], dq[i][2], dq[i][3]};
+        fence_async_proxy();
+        send_sums(target);
+        wgmma_wait<0>();
+        wgmma_settled(dk);
+        release(shared.queries.empty(stage));
+        at.advance();
+    }
+
+    SAPWOOD_DEVICE void send_sums(u32 target) {
+        if (thread_id() % 128 == 0) shared.target(warpgroup) = target;
+        release(shared.sums(warpgroup).full(0));
+        sum.advance();
+    }
+
+    /// d (64 keys x 64 rows) = this warpgroup's rows of `keys` times `rows`.
+    template <class KeyTile, class RowTile, u32 kDim>
+    SAPWOOD_DEVICE void multiply(f32 (&d)[kBlocks][4], u32 keys, u32 rows) const {
+        const u32 a = wgmma_panel(keys + warpgroup * 64 * KeyTile::kPitch), b = wgmma_panel(rows);
+        SAPWOOD_UNROLL for (u32 k = 0; k < kDim; k += 16) {
+            wgmma_shared<Element, Traits::kRows>(d, wgmma_advance(a, k / 64 * KeyTile::kGroupStride + k % 64 * 2),
+                                                 wgmma_advance(b, k / 64 * RowTile::kGroupStride + k % 64 * 2), k > 0);
+        }
+        wgmma_commit();
+    }
+    /// d (64 keys x dim) += a (64 keys x 64 rows) times `rows`.
+    template <class RowTile, u32 kCount>
+    SAPWOOD_DEVICE static void accumulate(f32 (&d)[kCount][4], u32 (&a)[kBlocks / 2][4], u32 rows) {
+        SAPWOOD_UNROLL for (u32 c = 0; c < kBlocks / 2; ++c) {
+            wgmma_registers<Element, kCount * 8>(
+                d, a[c], wgmma_advance(wgmma_panels(rows, RowTile::kGroupStride), c * 16 * RowTile::kPitch));
+        }
+        wgmma_commit();
+    }
+    /// Half of the columns of dQ (64 rows) = dS times K.
+    SAPWOOD_DEVICE void multiply_dq(f32 (&d)[kQColumns / 8][4], u32 dscore) const {
+        using K = typename Traits::KTile;
+        using DS = typename Traits::DScoreTile;
+        const u32 column = warpgroup * kQColumns;
+        const u32 a = wgmma_panel(dscore), b = wgmma_panel(shared.address + column / 64 * K::kGroupStride + column % 64 * 2);
+        SAPWOOD_UNROLL for (u32 k = 0; k < Traits::kKeys; k += 16) {
+            wgmma_shared_transposed<Element, kQColumns>(d, wgmma_advance(a, k / 64 * DS::kGroupStride + k % 64 * 2),
+                                                        wgmma_advance(b, k * K::kPitch), k > 0);
+        }
+        wgmma_commit();
+    }
+
+    /// Soft-cap, where there is one, then the mask, where the tile needs one.
+    SAPWOOD_DEVICE void finish_scores(f32 (&s)[kBlocks][4], u32 stage) const {
+        if constexpr (Traits::Score::kTransforms) {
+            SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) {
+                SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) s[i][j] = score.transform(s[i][j]);
+            }
+        }
+        const TileHeader& tile = shared.header(stage);
+        if (tile.runs != 0) mask_transposed_tile(s, tile, params.runs, item.key_begin + static_cast<i32>(block_key()), lane);
+    }
+    /// Scores to weights, by the rows' final sums.
+    SAPWOOD_DEVICE void weigh(f32 (&s)[kBlocks][4], u32 stage) const {
+        const f32 factor = score.factor();
+        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) {
+            const f32* lse = shared.lse(stage) + i * 8 + lane % 4 * 2;
+            SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) s[i][j] = exp2_approx(fma_f32(s[i][j], factor, -lse[j % 2]));
+        }
+    }
+    /// Weights in s; ds from the gradients of the weights to those of the scores, but for the scale.
+    SAPWOOD_DEVICE void differentiate(f32 (&s)[kBlocks][4], f32 (&ds)[kBlocks][4], u32 stage) const {
+        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) {
+            const f32* sums = shared.row_sums(stage) + i * 8 + lane % 4 * 2;
+            SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) {
+                if constexpr (Traits::Score::kTransforms) {
+                    const f32 slope = score.slope(s[i][j]);
+                    s[i][j] = exp2_approx(fma_f32(s[i][j], score.factor(), -shared.lse(stage)[i * 8 + lane % 4 * 2 + j % 2]));
+                    ds[i][j] = s[i][j] * (ds[i][j] - sums[j % 2]) * slope;
+                } else {
+                    ds[i][j] = s[i][j] * (ds[i][j] - sums[j % 2]);
+                }
+            }
+        }
+    }
+
+    SAPWOOD_DEVICE static void pack(u32 (&p)[kBlocks / 2][4], const f32 (&s)[kBlocks][4]) {
+        SAPWOOD_UNROLL for (u32 c = 0; c < kBlocks / 2; ++c) {
+            SAPWOOD_UNROLL for (u32 j = 0; j < 2; ++j) {
+                p[c][j * 2] = pack2<Element>(s[c * 2 + j][0], s[c * 2 + j][1]);
+                p[c][j * 2 + 1] = pack2<Element>(s[c * 2 + j][2], s[c * 2 + j][3]);
+            }
+        }
+    }
+    /// Turned round: a row for each query row, 64 keys of this warpgroup in one panel.
+    SAPWOOD_DEVICE void store_dscores(const u32 (&e)[kBlocks / 2][4], u32 tile) const {
+        using DS = typename Traits::DScoreTile;
+        SAPWOOD_UNROLL for (u32 c = 0; c < kBlocks / 2; ++c) {
+            const u32 row = c * 16 + lane / 16 * 8 + lane % 8, column = warp_id() * 2 + lane / 8 % 2;
+            stmatrix_x4_trans(tile + DS::offset(row, column), e[c]);
+        }
+    }
+
+    /// To what other parts of the same block have made. In the order of the threads, like dQ.
+    template <u32 kCount>
+    SAPWOOD_DEVICE void add(f32* sums, const f32 (&d)[kCount][4]) const {
+        SAPWOOD_UNROLL for (u32 i = 0; i < kCount; ++i)
+            reduce_add_4(sums + (i * Traits::kComputeWarps * 32 + thread_id()) * 4, d[i][0], d[i][1], d[i][2], d[i][3]);
+    }
+    template <u32 kCount>
+    SAPWOOD_DEVICE void write(const abi::Tensor& tensor, const f32 (&d)[kCount][4], f32 factor) const {
+        SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
+            const u32 in_block = block_key() + h * 8;
+            const bool mine = in_block < item.keys();
+            u8* to = static_cast<u8*>(tensor.data) + (item.key_begin + static_cast<i64>(in_block)) * tensor.token_stride +
+                     static_cast<i64>(item.kv_head) * tensor.head_stride + lane % 4 * 16;
+            SAPWOOD_UNROLL for (u32 i = 0; i < kCount; i += 4) {
+                u32 x[4];
+                SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) x[j] =
+                    pack2<Element>(d[i + j][h * 2] * factor, d[i + j][h * 2 + 1] * factor);
+                quad_transpose(x);
+                if (mine) store_16(to + i * 16, x[0], x[1], x[2], x[3]);
+            }
+        }
+    }
+};
+
+}  // namespace sapwood::kernel

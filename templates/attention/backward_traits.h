@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+// The packed backward kernel's constants, and its view of a block's shared memory.
+#pragma once
+
+#include "attention/backward_layout.h"
+#include "attention/packed_mask.h"
+#include "memory/panels.h"
+#include "memory/ring.h"
+
+namespace sapwood::kernel {
+
+/// Everything the backward kernel fixes at compile time, from the rendered Config.
+template <class Config>
+struct BackwardTraits : Config {
+    static constexpr abi::BackwardShape kShape = {Config::kHeadDim, Config::kHeadDimV};
+    static constexpr u32 kKeys = abi::kBackwardKeys, kRows = abi::kRowTile, kStages = abi::kBackwardStages;
+    static constexpr u32 kComputeWarps = 8;
+    // 40 + 2 * 232 = the 3 * 168 of the launch.
+    static constexpr u32 kProducerRegisters = 40;
+    static constexpr u32 kConsumerRegisters = 232;
+
+    using KTile = Panels<Config::kHeadDim / 8, kKeys>;
+    using VTile = Panels<Config::kHeadDimV / 8, kKeys>;
+    using QTile = Panels<Config::kHeadDim / 8, kRows>;
+    using DOutTile = Panels<Config::kHeadDimV / 8, kRows>;
+    using DScoreTile = Panels<kKeys / 8, kRows>;  // a row for each query row
+    static constexpr u32 kKeyBytes = kKeys * Config::kHeadDim * 2, kValueBytes = kKeys * Config::kHeadDimV * 2;
+    static constexpr u32 kQueryBytes = abi::backward_rows_bytes(Config::kHeadDim);
+    static constexpr u32 kDOutBytes = abi::backward_rows_bytes(Config::kHeadDimV);
+    static constexpr u32 kDScoreBytes = kRows * kKeys * 2;
+    static constexpr u32 kSumBytes = kRows * Config::kHeadDim * 4 / 2;  // dQ of one warpgroup: half of the columns
+
+    static constexpr u32 kValues = kKeyBytes;  // K comes first
+    static constexpr u32 kQueries = kValues + kValueBytes;
+    static constexpr u32 kDOuts = kQueries + kStages * kQueryBytes;
+    static constexpr u32 kDScores = kDOuts + kStages * kDOutBytes;
+    static constexpr u32 kSums = kDScores + kStages * kDScoreBytes;
+    static constexpr u32 kLse = kSums + 2 * kSumBytes;
+    static constexpr u32 kRowSums = kLse + kStages * kRows * 4;
+    static constexpr u32 kHeaders = kRowSums + kStages * kRows * 4;
+    static constexpr u32 kItem = kHeaders + kStages * abi::kPackedHeaderBytes;
+    static constexpr u32 kTargets = kItem + abi::kPackedItemBytes;
+    static constexpr u32 kBarriers = kTargets + 16;
+    static_assert(kBarriers + abi::align_up(abi::backward_barriers() * 8, 16) == abi::backward_shared_bytes(kShape));
+};
+
+/// What the compute warps work on next; comes with K and V.
+struct alignas(16) BackwardItem {
+    i32 key_begin;
+    u32 keys_slot;  // abi::KeyBlock::keys, and slot in the high half
+    u32 kv_head;
+    u32 steps;  // row tiles, of all query heads of the group; kStop: no more
+    SAPWOOD_DEVICE u32 keys() const { return keys_slot & 0xffff; }
+    SAPWOOD_DEVICE u32 slot() const { return keys_slot >> 16; }
+    static constexpr u32 kStop = ~0u;
+};
+
+template <class Traits>
+struct BackwardShared {
+    u8* base;
+    u32 address;
+    Ring<1> item_ring;  // K, V and the item
+    Ring<Traits::kStages> queries, douts;
+
+    SAPWOOD_DEVICE BackwardShared()
+        : base(shared_memory()),
+          address(shared_address(base)),
+          item_ring{address + Traits::kBarriers},
+          queries{address + Traits::kBarriers + 16},
+          douts{address + Traits::kBarriers + 16 + Traits::kStages * 16} {}
+    /// dQ of a warpgroup, on its way out.
+    SAPWOOD_DEVICE Ring<1> sums(u32 warpgroup) const {
+        return {address + Traits::kBarriers + 16 + Traits::kStages * 32 + warpgroup * 16};
+    }
+    SAPWOOD_DEVICE u32 values() const { return address + Traits::kValues; }
+    SAPWOOD_DEVICE u32 query(u32 stage) const { return address + Traits::kQueries + stage * Traits::kQueryBytes; }
+    SAPWOOD_DEVICE u32 dout(u32 stage) const { return address + Traits::kDOuts + stage * Traits::kDOutBytes; }
+    SAPWOOD_DEVICE u32 dscore(u32 stage) const { return address + Traits::kDScores + stage * Traits::kDScoreBytes; }
+    SAPWOOD_DEVICE u32 sum(u32 warpgroup) const { return address + Traits::kSums + warpgroup * Traits::kSumBytes; }
+    SAPWOOD_DEVICE F32x4* sum_words(u32 warpgroup) const {
+        return reinterpret_cast<F32x4*>(base + Traits::kSums + warpgroup * Traits::kSumBytes);
+    }
+    SAPWOOD_DEVICE const f32* lse(u32 stage) const {
+        return reinterpret_cast<const f32*>(base + Traits::kLse + stage * Traits::kRows * 4);
+    }
+    SAPWOOD_DEVICE const f32* row_sums(u32 stage) const {
+        return reinterpret_cast<const f32*>(base + Traits::kRowSums + stage * Traits::kRows * 4);
+    }
+    SAPWOOD_DEVICE TileHeader& header(u32 stage) const {
+        return *reinterpret_cast<TileHeader*>(base + Traits::kHeaders + stage * abi::kPackedHeaderBytes);
+    }
+    SAPWOOD_DEVICE BackwardItem& item() const { return *reinterpret_cast<BackwardItem*>(base + Traits::kItem); }
+    /// Which of the dq_sums' tiles a warpgroup's sums belong to; kNoTarget: there are no more.
+    SAPWOOD_DEVICE u32& target(u32 warpgroup) const { return reinterpret_cast<u32*>(base + Traits::kTargets)[warpgroup]; }
+    static constexpr u32 kNoTarget = ~0u;
+};
+
+}  // namespace sapwood::kernel

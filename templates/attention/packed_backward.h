@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+// Gradients of attention over a pack: a block of keys stays in an SM while the query rows that see it stream by.
+#pragma once
+
+#include "attention/backward_producer.h"
+#include "attention/backward_products.h"
+
+namespace sapwood::kernel {
+
+template <class Config>
+SAPWOOD_DEVICE void packed_backward(const abi::BackwardParams& params) {
+    using Traits = BackwardTraits<Config>;
+    const BackwardShared<Traits> shared;
+    if (thread_id() == 0) {
+        shared.item_ring.init(1, Traits::kComputeWarps * 32);
+        shared.queries.init(1, Traits::kComputeWarps * 32);
+        shared.douts.init(1, Traits::kComputeWarps * 32);
+        for (u32 w = 0; w < 2; ++w) shared.sums(w).init(Traits::kComputeWarps * 16, 1);
+        fence_mbarrier_init();
+        let_later_kernels_start();
+    }
+    block_sync();
+    const u32 warp = warp_id();
+    if (warp >= Traits::kComputeWarps) {
+        registers_release<Traits::kProducerRegisters>();
+        BackwardProducer<Traits> producer(params, shared);
+        if (lane_id() != 0) return;
+        if (warp == Traits::kComputeWarps) producer.run();
+        if (warp == Traits::kComputeWarps + 1) producer.add_sums();
+    } else {
+        registers_take<Traits::kConsumerRegisters>();
+        BackwardProducts<Traits>(params, shared).run();
+    }
+}
+
+}  // namespace sapwood::kernel

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copy policies of the packed kernels: how the tiles of Q, K and V come into shared memory.
+#pragma once
+
+#include "attention/packed_traits.h"
+#include "isa/warpgroup.h"
+
+namespace sapwood::kernel {
+
+/// By the copy engine: one thread asks for whole tiles.
+template <class Traits>
+struct TensorCopy {
+    static constexpr u32 kThreads = 1;
+    static constexpr u32 kArrivals = 1;
+    const abi::PackedForwardParams& params;
+
+    SAPWOOD_DEVICE void query(u32 to, u32 barrier, i32 row, u32 head) const {
+        tensor_load<CacheHint::once>(to, params.q_map, barrier, row, head);
+        mbarrier_arrive_bytes(barrier, Traits::kQueryBytes);
+    }
+    SAPWOOD_DEVICE void keys(u32 to, u32 barrier, i32 row, u32 head) const {
+        tensor_load<CacheHint::again>(to, params.k_map, barrier, row, head);
+        mbarrier_arrive_bytes(barrier, Traits::kKeyBytes);
+    }
+    SAPWOOD_DEVICE void values(u32 to, u32 barrier, i32 row, u32 head) const {
+        tensor_load<CacheHint::again>(to, params.v_map, barrier, row, head);
+        mbarrier_arrive_bytes(barrier, Traits::kValueBytes);
+    }
+    /// For a stage that only brings words.
+    SAPWOOD_DEVICE void nothing(u32 barrier) const { mbarrier_arrive_bytes(barrier, 0); }
+};
+
+/// By copy warps, 16 bytes a lane.
+template <class Traits>
+struct AsyncCopy {
+    static constexpr u32 kThreads = Traits::kProducers * 32;
+    static constexpr u32 kArrivals = kThreads * 2;  // the thread's copies have landed, and what it wrote is written
+    const abi::PackedForwardParams& params;
+
+    SAPWOOD_DEVICE static void arrive(u32 barrier) {
+        cp_async_arrive(barrier);
+        mbarrier_arrive(barrier);
+    }
+    /// Rows [row, row + kRows) of one head; those outside [0, limit) become zeros.
+    template <class Tile, u32 kRows, u32 kColumns>
+    SAPWOOD_DEVICE static void copy(u32 to, const abi::Tensor& tensor, i32 row, u32 head, i32 limit) {
+        const u32 thread = thread_id() - Traits::kComputeThreads;
+        const u8* base = static_cast<const u8*>(tensor.data) + static_cast<i64>(head) * tensor.head_stride;
+        SAPWOOD_NO_UNROLL for (u32 i = thread; i < kRows * kColumns; i += kThreads) {
+            const u32 r = i / kColumns, column = i % kColumns;
+            const i32 at = row + static_cast<i32>(r);
+            const bool there = at >= 0 && at < limit;
+            cp_async_16(to + Tile::offset(r, column), base + (there ? at : 0) * tensor.token_stride + column * 16, there ? 16 : 0);
+        }
+    }
+    SAPWOOD_DEVICE void query(u32 to, u32 barrier, i32 row, u32 head) const {
+        copy<typename Traits::QTile, Traits::kBlockQ, Traits::kHeadDim / 8>(to, params.q, row, head, params.rows);
+        arrive(barrier);
+    }
+    SAPWOOD_DEVICE void keys(u32 to, u32 barrier, i32 row, u32 head) const {
+        copy<typename Traits::KTile, Traits::kBlockKv, Traits::kHeadDim / 8>(to, params.k, row, head, params.keys);
+        arrive(barrier);
+    }
+    SAPWOOD_DEVICE void values(u32 to, u32 barrier, i32 row, u32 head) const {
+        copy<typename Traits::VTile, Traits::kBlockKv, Traits::kHeadDimV / 8>(to, params.v, row, head, params.keys);
+        arrive(barrier);
+    }
+    SAPWOOD_DEVICE void nothing(u32 barrier) const { arrive(barrier); }
+};
+
+}  // namespace sapwood::kernel

@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+// Inline-PTX bodies of isa/warpgroup.h, sm_90a.
+#pragma once
+
+namespace sapwood::kernel {
+
+// --- copy engine -----------------------------------------------------------------------------------------------------
+/// A tile [rows of the box, dim] of one head, from `row` on, to `shared` (1024-byte aligned) as Panels lays it out; rows that the
+/// tensor does not have are zeros. Its bytes are counted on `mbarrier`, which is to expect them: see mbarrier_arrive_bytes.
+template <CacheHint kHint>
+SAPWOOD_DEVICE void tensor_load(u32 shared, const abi::TensorMap& map, u32 mbarrier, i32 row, u32 head) {
+    // The two policies as createpolicy.fractional would make them for all of the data: evict first, evict last.
+    constexpr u64 kPolicy = kHint == CacheHint::once ? 0x12F0000000000000ull : 0x14F0000000000000ull;
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4, %3, %5}], "
+        "[%2], %6;" ::"r"(shared),
+        "l"(&map), "r"(mbarrier), "r"(0), "r"(row), "r"(head), "l"(kPolicy)
+        : "memory");
+}
+/// This thread's arrival, and the bytes that its tensor_load so far, or next, bring to the same phase.
+SAPWOOD_DEVICE void mbarrier_arrive_bytes(u32 mbarrier, u32 bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(mbarrier), "r"(bytes) : "memory");
+}
+/// `bytes` (a multiple of 16) as they lie; counted on `mbarrier` like tensor_load.
+SAPWOOD_DEVICE void bulk_load(u32 shared, const void* global, u32 bytes, u32 mbarrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared),
+                 "l"(global), "r"(bytes), "r"(mbarrier)
+                 : "memory");
+}
+/// Adds `bytes` (a multiple of 16) of fp32 values in shared memory to global memory, each addition atomic. What other threads wrote
+/// there needs fence_async_proxy by them and a barrier. Grouped by bulk_commit.
+SAPWOOD_DEVICE void bulk_reduce_add(f32* global, u32 shared, u32 bytes) {
+    asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(global), "r"(shared), "r"(bytes)
+                 : "memory");
+}
+/// The same for four values of this thread, 16-byte aligned.
+SAPWOOD_DEVICE void reduce_add_4(f32* global, f32 a, f32 b, f32 c, f32 d) {
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(global), "f"(a), "f"(b), "f"(c), "f"(d)
+                 : "memory");
+}
+SAPWOOD_DEVICE void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+/// Until at most kPending of this thread's groups still read shared memory.
+template <u32 kPending>
+SAPWOOD_DEVICE void bulk_wait_read() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(kPending) : "memory");
+}
+/// Until all of them are written.
+SAPWOOD_DEVICE void bulk_wait() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+/// Four 8x8 matrices of 16-bit elements, each transposed; lane l gives the address of (stored) row l%8 of matrix l/8.
+SAPWOOD_DEVICE void stmatrix_x4_trans(u32 shared, const u32 (&r)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared), "r"(r[0]), "r"(r[1]),
+                 "r"(r[2]), "r"(r[3])
+                 : "memory");
+}
+
+/// After mbarrier_init, before the block's barrier: the copy engine sees them too.
+SAPWOOD_DEVICE void fence_mbarrier_init() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+
+// --- turns -----------------------------------------------------------------------------------------------------------
+/// Two warpgroups issue their products in turn, so that one takes exponentials while the other multiplies. `id` is a named barrier
+/// of 256 threads: its owner waits, the other one passes. A matter of speed alone: nothing else is ordered by it.
+SAPWOOD_DEVICE void turn_wait(u32 id) { asm volatile("bar.sync %0, 256;" ::"r"(id) : "memory"); }
+SAPWOOD_DEVICE void turn_pass(u32 id) { asm volatile("bar.arrive %0, 256;" ::"r"(id) : "memory"); }
+
+// --- products --------------------------------------------------------------------------------------------------------
+/// Low word of the descriptor of an MN-major operand wider than one panel (see wgmma_panel): panels lie `panel_bytes` apart.
+SAPWOOD_DEVICE u32 wgmma_panels(u32 shared, u32 panel_bytes) { return shared >> 4 | panel_bytes >> 4 << 16; }
+
+/// d (64 x kN) = a (64x16) * b (kN x 16, transposed) + (accumulate ? d : 0); both K-major in shared memory. Asynchronous.
+template <class T, u32 kN>
+SAPWOOD_DEVICE void wgmma_shared(f32 (&d)[kN / 8][4], u32 a, u32 b, bool accumulate);
+/// The same with b (16 x kN) MN-major, its columns in one panel.
+template <class T, u32 kN>
+SAPWOOD_DEVICE void wgmma_shared_transposed(f32 (&d)[kN / 8][4], u32 a, u32 b, bool accumulate);
+/// d (64 x kN) += a (64x16, registers) * b (16 x kN, MN-major in shared memory). Asynchronous.
+template <class T, u32 kN>
+SAPWOOD_DEVICE void wgmma_registers(f32 (&d)[kN / 8][4], const u32 (&a)[4], u32 b);
+
+#define SAPWOOD_OUT(d, i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
+#define SAPWOOD_OUT_32(d) SAPWOOD_OUT(d, 0), SAPWOOD_OUT(d, 1), SAPWOOD_OUT(d, 2), SAPWOOD_OUT(d, 3)
+#define SAPWOOD_OUT_64(d)                                                                                             \
+    SAPWOOD_OUT(d, 0), SAPWOOD_OUT(d, 1), SAPWOOD_OUT(d, 2), SAPWOOD_OUT(d, 3), SAPWOOD_OUT(d, 4), SAPWOOD_OUT(d, 5), \
+        SAPWOOD_OUT(d, 6), SAPWOOD_OUT(d, 7)
+#define SAPWOOD_OUT_128(d)                                                                                               \
+    SAPWOOD_OUT_64(d), SAPWOOD_OUT(d, 8), SAPWOOD_OUT(d, 9), SAPWOOD_OUT(d, 10), SAPWOOD_OUT(d, 11), SAPWOOD_OUT(d, 12), \
+        SAPWOOD_OUT(d, 13), SAPWOOD_OUT(d, 14), SAPWOOD_OUT(d, 15)
+#define SAPWOOD_D_32 "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15}"
+#define SAPWOOD_D_64                                          \
+    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15," \
+    "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}"
+#define SAPWOOD_D_128                                                  \
+    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"          \
+    "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31," \
+    "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," \
+    "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}"
+// The operands behind the accumulators are numbered from A0 (shared: A0 a, A1 b, A2 accumulate; registers: A0 … A3 a, A4 b).
+#define SAPWOOD_WGMMA_SHARED(Function, transposed, Type, type, n, A0, A1, A2)                                         \
+    template <>                                                                                                       \
+    SAPWOOD_DEVICE void Function<Type, n>(f32(&d)[n / 8][4], u32 a, u32 b, bool accumulate) {                         \
+        asm volatile("{ .reg .pred p; .reg .b64 a, b; setp.ne.u32 p, " A2 ", 0; mov.b64 a, {" A0                      \
+                     ", 0x40000040}; "                                                                                \
+                     "mov.b64 b, {" A1 ", 0x40000040}; wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type \
+                     " " SAPWOOD_D_##n ", a, b, p, 1, 1, 0, " transposed "; }"                                        \
+                     : SAPWOOD_OUT_##n(d)                                                                             \
+                     : "r"(a), "r"(b), "r"(static_cast<u32>(accumulate))                                              \
+                     : "memory");                                                                                     \
+    }
+#define SAPWOOD_WGMMA_REGISTERS(Type, type, n, A0, A1, A2, A3, A4)                                                          \
+    template <>                                                                                                             \
+    SAPWOOD_DEVICE void wgmma_registers<Type, n>(f32(&d)[n / 8][4], const u32(&a)[4], u32 b) {                              \
+        asm volatile("{ .reg .b64 b; mov.b64 b, {" A4 ", 0x40000040}; wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type \
+                     "." type " " SAPWOOD_D_##n ", {" A0 "," A1 "," A2 "," A3 "}, b, 1, 1, 1, 1; }"                         \
+                     : SAPWOOD_OUT_##n(d)                                                                                   \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b)                                                   \
+                     : "memory");                                                                                           \
+    }
+SAPWOOD_WGMMA_SHARED(wgmma_shared, "0", Fp16, "f16", 64, "%32", "%33", "%34")
+SAPWOOD_WGMMA_SHARED(wgmma_shared_transposed, "1", Fp16, "f16", 64, "%32", "%33", "%34")
+SAPWOOD_WGMMA_SHARED(wgmma_shared_transposed, "1", Fp16, "f16", 32, "%16", "%17", "%18")
+SAPWOOD_WGMMA_SHARED(wgmma_shared, "0", Bf16, "bf16", 64, "%32", "%33", "%34")
+SAPWOOD_WGMMA_SHARED(wgmma_shared_transposed, "1", Bf16, "bf16", 64, "%32", "%33", "%34")
+SAPWOOD_WGMMA_SHARED(wgmma_shared_transposed, "1", Bf16, "bf16", 32, "%16", "%17", "%18")
+SAPWOOD_WGMMA_SHARED(wgmma_shared, "0", Fp16, "f16", 128, "%64", "%65", "%66")
+SAPWOOD_WGMMA_SHARED(wgmma_shared, "0", Bf16, "bf16", 128, "%64", "%65", "%66")
+SAPWOOD_WGMMA_REGISTERS(Fp16, "f16", 64, "%32", "%33", "%34", "%35", "%36")
+SAPWOOD_WGMMA_REGISTERS(Bf16, "bf16", 64, "%32", "%33", "%34", "%35", "%36")
+SAPWOOD_WGMMA_REGISTERS(Fp16, "f16", 128, "%64", "%65", "%66", "%67", "%68")
+SAPWOOD_WGMMA_REGISTERS(Bf16, "bf16", 128, "%64", "%65", "%66", "%67", "%68")
+#undef SAPWOOD_WGMMA_SHARED
+#undef SAPWOOD_WGMMA_REGISTERS
+#undef SAPWOOD_D_32
+#undef SAPWOOD_D_64
+#undef SAPWOOD_D_128
+#undef SAPWOOD_OUT
+#undef SAPWOOD_OUT_32
+#undef SAPWOOD_OUT_64
+#undef SAPWOOD_OUT_128
+
+/// After the wait: keeps the compiler from reading accumulators before it.
+template <u32 kBlocks>
+SAPWOOD_DEVICE void wgmma_settled(f32 (&d)[kBlocks][4]) {
+    SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks;
+                        ++i) asm volatile("" : "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])::"memory");
+}
+
+}  // namespace sapwood::kernel

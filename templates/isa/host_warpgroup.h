@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+// Plain C++ bodies of isa/warpgroup.h. A product is finished when it is issued, each warp for its own 16 rows.
+#pragma once
+
+namespace sapwood::kernel {
+
+// --- copy engine -----------------------------------------------------------------------------------------------------
+template <CacheHint>
+inline void tensor_load(u32 shared, const abi::TensorMap& words, u32, i32 row, u32 head) {
+    abi::HostTensorMap map;
+    __builtin_memcpy(&map, &words, sizeof(map));
+    if (shared % 1024 != 0) [[unlikely]]
+        host_fail("tensor_load: misaligned shared address", shared, 1024);
+    const u8* from = static_cast<const u8*>(map.data) + static_cast<i64>(head) * map.head_stride;
+    for (u64 panel = 0; panel < map.box_panels; ++panel) {
+        for (u64 r = 0; r < map.box_rows; ++r) {
+            const i64 at = static_cast<i64>(row) + static_cast<i64>(r);
+            const bool there = at >= 0 && at < static_cast<i64>(map.rows);
+            const u32 to = shared + static_cast<u32>((panel * map.box_rows + r) * 128);
+            for (u32 c = 0; c < 8; ++c) {
+                const u8* source = there ? from + at * map.token_stride + panel * 128 + c * 16 : nullptr;
+                cp_async_16(to + (c ^ (to >> 7 & 7)) * 16, source, there ? 16 : 0);
+            }
+        }
+    }
+}
+/// The executor counts arrivals, not bytes: this one comes when the thread's copies so far have landed, so they must have been
+/// issued before.
+inline void mbarrier_arrive_bytes(u32 mbarrier, u32) { cp_async_arrive(mbarrier); }
+inline void fence_mbarrier_init() {}
+inline void bulk_load(u32 shared, const void* global, u32 bytes, u32) {
+    for (u32 at = 0; at < bytes; at += 16) cp_async_16(shared + at, static_cast<const u8*>(global) + at, 16);
+}
+inline void host_reduce_add(f32* global, f32 value) {
+    u32* to = reinterpret_cast<u32*>(global);
+    u32 old = __atomic_load_n(to, __ATOMIC_RELAXED);
+    while (!__atomic_compare_exchange_n(to, &old, host_bits(host_f32(old) + value), true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
+}
+inline void bulk_reduce_add(f32* global, u32 shared, u32 bytes) {
+    const auto* from = reinterpret_cast<const f32*>(host_shared(*host_self()->block, shared, bytes, 16));
+    for (u32 i = 0; i < bytes / 4; ++i) host_reduce_add(global + i, from[i]);
+}
+inline void reduce_add_4(f32* global, f32 a, f32 b, f32 c, f32 d) {
+    f32* to = host_global<f32>(global, 16);
+    host_reduce_add(to, a);
+    host_reduce_add(to + 1, b);
+    host_reduce_add(to + 2, c);
+    host_reduce_add(to + 3, d);
+}
+inline void bulk_commit() {}
+template <u32 kPending>
+inline void bulk_wait_read() {}
+inline void bulk_wait() {}
+inline void stmatrix_x4_trans(u32 shared, const u32 (&r)[4]) {
+    const HostThread* self = host_self();
+    for (u32 matrix = 0; matrix < 4; ++matrix) {
+        for (u32 i = 0; i < 2; ++i) {  // this lane's element of column 2 (lane % 4) + i goes to stored row of that number
+            const u32 row = shfl(shared, matrix * 8 + self->lane % 4 * 2 + i);
+            const u16 element = static_cast<u16>(r[matrix] >> (i * 16));
+            __builtin_memcpy(host_shared(*self->block, row, 16, 16) + self->lane / 4 * 2, &element, 2);
+        }
+    }
+    warp_sync();
+}
+
+inline void turn_wait(u32) {}
+inline void turn_pass(u32) {}
+
+// --- products --------------------------------------------------------------------------------------------------------
+/// Shared addresses have 18 bits.
+inline u32 wgmma_panels(u32 shared, u32 panel_bytes) { return shared | panel_bytes >> 4 << 18; }
+
+/// This lane's A fragment from 64 rows of 128 bytes.
+inline void host_gather_a(u32 (&fragment)[4], u32 a) {
+    const HostThread* self = host_self();
+    for (u32 i = 0; i < 4; ++i) {
+        const u32 row = (self->thread / 32 % 4) * 16 + self->lane / 4 + i % 2 * 8;
+        const u32 straight = a + row * 128 + i / 2 * 16 + self->lane % 4 * 4;
+        __builtin_memcpy(&fragment[i], host_shared(*self->block, straight ^ (straight >> 7 & 7) << 4, 4, 4), 4);
+    }
+}
+template <class T, u32 kN>
+inline void wgmma_shared(f32 (&d)[kN / 8][4], u32 a, u32 b, bool accumulate) {
+    u32 fragment[4];
+    host_gather_a(fragment, a);
+    for (u32 n = 0; n < kN; n += 64)
+        host_wgmma<T, false>(reinterpret_cast<f32(&)[8][4]>(d[n / 8]), fragment, b + n * 128, accumulate);
+}
+template <class T, u32 kN>
+inline void wgmma_shared_transposed(f32 (&d)[kN / 8][4], u32 a, u32 b, bool accumulate) {
+    u32 fragment[4];
+    host_gather_a(fragment, a);
+    f32 all[8][4] = {};  // of 64 columns, those beyond kN are dropped
+    __builtin_memcpy(all, d, sizeof(d));
+    host_wgmma<T, true>(all, fragment, b, accumulate);
+    __builtin_memcpy(d, all, sizeof(d));
+}
+template <class T, u32 kN>
+inline void wgmma_registers(f32 (&d)[kN / 8][4], const u32 (&a)[4], u32 b) {
+    const u32 panel_bytes = b >> 18 << 4;
+    for (u32 n = 0; n < kN; n += 64)
+        host_wgmma<T, true>(reinterpret_cast<f32(&)[8][4]>(d[n / 8]), a, (b & 0x3ffff) + n / 64 * panel_bytes, true);
+}
+template <u32 kBlocks>
+inline void wgmma_settled(f32 (&)[kBlocks][4]) {}
+
+}  // namespace sapwood::kernel
