@@ -10,8 +10,9 @@
 #include <vector>
 
 #include "sapwood/decode.h"
-#include "sapwood/static_tree.h"
 #include "sapwood/merge.h"
+#include "sapwood/packed.h"
+#include "sapwood/static_tree.h"
 
 namespace sapwood {
 
@@ -134,6 +135,19 @@ public:
     /// safe under graph capture. Throws kInvalidProblem; kInvalidArgument for a null or misaligned tensor, a stride that breaks
     /// the 16-byte alignment or makes results overlap, an output that overwrites parts; kNotPrepared.
     void merge_states(const MergeProblem& problem, const MergeTensors& tensors, std::int64_t rows, void* stream = nullptr);
+    /// The same for attention over a pack, forward. Tile lists are the plan's own: a plan may be in flight on one stream at a time.
+    /// Kernels are compiled or fetched under the same policies, but no other kernel stands in for one that is not ready.
+    PackedPlan plan_packed(const PackedProblem& problem, const Pack& pack, const PackedConfig& config = {});
+    KernelReport prepare(PackedPlan& plan);
+    void upload(PackedPlan& plan, void* stream = nullptr);
+    void launch(PackedPlan& plan, const PackedTensors& tensors, void* stream = nullptr);
+
+    /// Gradients of attention over a pack: three kernels on one stream. dQ is added up in fp32 by atomic additions, in no fixed
+    /// order.
+    PackedBackwardPlan plan_packed_backward(const PackedProblem& problem, const Pack& pack);
+    std::vector<KernelReport> prepare(PackedBackwardPlan& plan);
+    void upload(PackedBackwardPlan& plan, void* stream = nullptr);
+    void launch(PackedBackwardPlan& plan, const PackedGradients& tensors, void* stream = nullptr);
 
     /// From now on a kernel that is not prepared is what the policy says instead of a compile.
     void seal(SealPolicy policy = SealPolicy::error);
@@ -160,6 +174,8 @@ public:
     std::string source(const DecodePlan& plan) const;
     /// The compiled bytes (cubin or shared object) of the plan's kernel; prepares it.
     std::vector<std::byte> binary(DecodePlan& plan);
+    std::string source(const PackedPlan& plan) const;
+    std::vector<std::byte> binary(PackedPlan& plan);
 
     struct Impl;
     Impl& impl() noexcept { return *impl_; }

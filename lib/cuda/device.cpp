@@ -146,6 +146,27 @@ std::unique_ptr<jit::LoadedKernel> Device::load(const jit::Artifact& artifact, s
     return std::make_unique<CudaKernel>(impl_->context, impl_->info, artifact, dynamic_shared);
 }
 
+void Device::encode_tensor_map(const TensorView& view, void* map) {
+    const auto scope = impl_->enter();
+    const Api& driver = impl_->api();
+    if (driver.cuTensorMapEncodeTiled == nullptr)
+        raise(ErrorCode::kUnsupportedDevice,
+              "the CUDA driver has no cuTensorMapEncodeTiled; this kernel needs driver 525.60 or newer");
+    const auto bytes = [](std::int64_t value) { return static_cast<std::uint64_t>(value); };
+    // 64 elements, rows, groups of 64 elements, heads: a box is then the whole tile, group by group.
+    const std::uint64_t extents[4] = {64, bytes(std::max<std::int64_t>(view.rows, 1)), bytes(view.dim / 64), bytes(view.heads)};
+    const std::uint64_t strides[3] = {bytes(view.token_stride), 128, bytes(view.head_stride)};
+    const unsigned box[4] = {64, static_cast<unsigned>(view.box_rows), static_cast<unsigned>(view.dim / 64), 1};
+    const unsigned steps[4] = {1, 1, 1, 1};
+    const Result result =
+        driver.cuTensorMapEncodeTiled(map, view.bf16 ? kTensorBfloat16 : kTensorFloat16, 4, const_cast<void*>(view.data), extents,
+                                      strides, box, steps, 0, kTensorSwizzle128, kTensorPromote256, 0);
+    if (result != kSuccess)
+        fail(result, "cuTensorMapEncodeTiled",
+             std::to_string(view.rows) + " rows, " + std::to_string(view.heads) + " heads of " + std::to_string(view.dim) +
+                 " elements, " + std::to_string(view.token_stride) + " and " + std::to_string(view.head_stride) + " bytes apart");
+}
+
 int Device::occupancy(const jit::LoadedKernel& kernel, std::uint32_t threads, std::uint32_t dynamic_shared) {
     const auto* loaded = dynamic_cast<const CudaKernel*>(&kernel);
     if (loaded == nullptr) raise(ErrorCode::kInvalidArgument, "occupancy was asked of a kernel that is not loaded on a GPU");

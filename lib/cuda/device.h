@@ -23,6 +23,15 @@ struct DeviceInfo {
     int driver_version = 0;  // e.g. 13000
 };
 
+/// A tensor [rows, heads, dim] of 16-bit elements from which tiles [box_rows, dim] of one head are copied.
+struct TensorView {
+    const void* data = nullptr;
+    bool bf16 = true;
+    std::int64_t rows = 0, heads = 0, dim = 0;       // dim: a multiple of 64
+    std::int64_t token_stride = 0, head_stride = 0;  // bytes, multiples of 16
+    std::int64_t box_rows = 0;                       // at most 256
+};
+
 /// Why there is no usable driver; empty if there is one.
 std::string driver_problem();
 int device_count();  // 0 without a driver
@@ -44,6 +53,10 @@ public:
     void free_pinned(void* pointer) noexcept;
     void synchronize(void* stream);
     bool capturing(void* stream);
+
+    /// Writes the 128 bytes (64-byte aligned) by which the copy engine knows this tensor: tiles as panels of 64 elements, swizzled
+    /// by 128 bytes. Host work, about a microsecond. Throws kDriver, kUnsupportedDevice.
+    void encode_tensor_map(const TensorView& view, void* map);
 
     /// Loads a cubin eagerly (no lazy first launch) and allows `dynamic_shared` bytes. Throws kDriver, kUnsupportedDevice.
     std::unique_ptr<jit::LoadedKernel> load(const jit::Artifact& artifact, std::uint32_t dynamic_shared);

@@ -52,6 +52,9 @@ struct LaunchConfig {
     unsigned attribute_count = 0;
 };
 
+// CUtensorMapDataType and the other enums of cuTensorMapEncodeTiled; 0 is "none" in all of them.
+inline constexpr int kTensorFloat16 = 6, kTensorBfloat16 = 9, kTensorSwizzle128 = 3, kTensorPromote256 = 3;
+
 inline constexpr unsigned kStreamNonBlocking = 1, kEventDefault = 0, kHostAllocPortable = 1;
 inline constexpr int kCaptureNone = 0;                              // CUstreamCaptureStatus
 inline constexpr int kCaptureThreadLocal = 1, kCaptureRelaxed = 2;  // CUstreamCaptureMode
@@ -109,10 +112,13 @@ inline constexpr int kCaptureThreadLocal = 1, kCaptureRelaxed = 2;  // CUstreamC
     X(cuGraphDestroy, 10000, (Graph graph))
 
 // Null where the driver is older than the function.
-#define SAPWOOD_DRIVER_OPTIONAL_FUNCTIONS(X)                 \
-    X(cuFuncLoad, 12040, (Function function))                \
-    X(cuThreadExchangeStreamCaptureMode, 10010, (int* mode)) \
-    X(cuLaunchKernelEx, 11060, (const LaunchConfig* config, Function function, void** parameters, void** extra))
+#define SAPWOOD_DRIVER_OPTIONAL_FUNCTIONS(X)                                                                              \
+    X(cuFuncLoad, 12040, (Function function))                                                                             \
+    X(cuThreadExchangeStreamCaptureMode, 10010, (int* mode))                                                              \
+    X(cuLaunchKernelEx, 11060, (const LaunchConfig* config, Function function, void** parameters, void** extra))          \
+    X(cuTensorMapEncodeTiled, 12000,                                                                                      \
+      (void* map, int type, unsigned int rank, void* address, const std::uint64_t* extents, const std::uint64_t* strides, \
+       const unsigned int* box, const unsigned int* element_strides, int interleave, int swizzle, int l2_promotion, int fill))
 
 namespace detail {
 extern std::atomic<bool> forked_after_init;

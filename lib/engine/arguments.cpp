@@ -4,35 +4,14 @@
 #include <cstdint>
 #include <limits>
 
-#include "base/error.h"
+#include "engine/argument_checks.h"
 #include "plan/tiles.h"
 
 namespace sapwood {
+
+using namespace arguments;
+
 namespace {
-
-constexpr std::int64_t kElement = 2;
-constexpr std::int64_t kAlign = 16;  // bytes: every row is read and written in 16-byte pieces
-
-[[noreturn]] void refuse(const char* what, const std::string& why) {
-    raise(ErrorCode::kInvalidArgument, std::string(what) + " " + why);
-}
-
-void check_pointer(const char* what, const void* pointer, std::uintptr_t align) {
-    if (pointer == nullptr) refuse(what, "is null");
-    if (reinterpret_cast<std::uintptr_t>(pointer) % align != 0) {
-        refuse(what, "is at an address that is not a multiple of " + std::to_string(align) + " bytes");
-    }
-}
-
-/// Stride in bytes: the given one or, for 0, the packed one; a multiple of 16 bytes that fits `limit`.
-std::int64_t stride(const char* what, std::int64_t given, std::int64_t packed, std::int64_t limit) {
-    const std::int64_t elements = given == 0 ? packed : given;
-    if (elements < 0 || elements > limit / kElement || elements * kElement % kAlign != 0) {
-        refuse(what, "is " + std::to_string(elements) + " elements; it must be a positive multiple of 8, at most " +
-                         std::to_string(limit / kElement));
-    }
-    return elements * kElement;
-}
 
 void bind_masks(std::int32_t columns, const DecodeTensors& tensors, abi::DecodeParams& params) {
     check_pointer("mask", tensors.mask, 4);

@@ -29,6 +29,17 @@ public:
     }
     void copy_in(void* to, const void* from, std::size_t bytes, void*) override { std::memcpy(to, from, bytes); }
     bool capturing(void*) override { return false; }
+    abi::TensorMap tensor_map(const cuda::TensorView& view) override {
+        const abi::HostTensorMap numbers = {view.data,
+                                            view.token_stride,
+                                            view.head_stride,
+                                            static_cast<unsigned long long>(view.rows),
+                                            static_cast<unsigned long long>(view.box_rows),
+                                            static_cast<unsigned long long>(view.dim / 64)};
+        abi::TensorMap map{};
+        std::memcpy(&map, &numbers, sizeof(numbers));
+        return map;
+    }
 
 private:
     static constexpr std::size_t kAlign = 256;
@@ -53,6 +64,11 @@ public:
         device_->copy_to_device(reinterpret_cast<std::uint64_t>(to), from, bytes, stream);
     }
     bool capturing(void* stream) override { return device_->capturing(stream); }
+    abi::TensorMap tensor_map(const cuda::TensorView& view) override {
+        abi::TensorMap map{};
+        device_->encode_tensor_map(view, &map);
+        return map;
+    }
 
 private:
     std::shared_ptr<cuda::Device> device_;

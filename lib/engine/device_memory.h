@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "cuda/device.h"
+#include "packed_abi.h"
 
 namespace sapwood {
 
@@ -18,6 +19,8 @@ public:
     virtual void free(void* pointer) noexcept = 0;
     virtual void copy_in(void* to, const void* from, std::size_t bytes, void* stream) = 0;
     virtual bool capturing(void* stream) = 0;
+    /// What a kernel is given of a tensor whose tiles the copy engine copies.
+    virtual abi::TensorMap tensor_map(const cuda::TensorView& view) = 0;
 };
 
 std::unique_ptr<Memory> host_memory();

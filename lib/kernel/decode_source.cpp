@@ -9,18 +9,6 @@
 namespace sapwood {
 namespace {
 
-const char* score_policy(Score score) {
-    switch (score) {
-        case Score::scaled:
-            return "ScaledScore";
-        case Score::softcap:
-            return "SoftcapScore";
-        case Score::negated:
-            return "NegatedScore";
-    }
-    raise(ErrorCode::kInternal, "unknown score policy");
-}
-
 std::uint32_t threads(const KernelKey& key) { return (key.warps + key.producers) * 32u; }
 
 }  // namespace

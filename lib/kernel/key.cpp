@@ -29,7 +29,37 @@ void set_target(KernelKey& key, const std::string& target) {
     std::copy_n(target.begin(), std::min(target.size(), key.target.size() - 1), key.target.begin());
 }
 
+/// Heads, masks and lengths are arguments: a pack's kernel depends on nothing but shapes and tiles.
+std::string packed_text(const char* family, const KernelKey& key) {
+    const auto number = [](unsigned value) { return std::to_string(value); };
+    return std::string(family) + "/" + dtype_name(static_cast<DType>(key.dtype)) + "/d" + number(key.head_dim) + "/v" +
+           number(key.head_dim_v) + (key.score == static_cast<unsigned>(Score::negated) ? "/neg" : "/cap" + number(key.score)) +
+           "/" + mainloop_name(static_cast<Mainloop>(key.mainloop)) + "/w" + number(key.warps) + "/p" + number(key.producers) +
+           "/kv" + number(key.block_kv) + "/s" + number(key.stages) + "/b" + number(key.blocks) + "/" +
+           std::string(key.target.data());
+}
+
+Score score_of(float scale, float softcap) { return softcap > 0 ? Score::softcap : scale < 0 ? Score::negated : Score::scaled; }
+
 }  // namespace
+
+const char* family_name(Family family) noexcept {
+    switch (family) {
+        case Family::decode:
+            return "decode";
+        case Family::merge:
+            return "merge";
+        case Family::packed_forward:
+            return "packed_forward";
+        case Family::packed_backward:
+            return "packed_backward";
+        case Family::backward_prepare:
+            return "backward_prepare";
+        case Family::backward_finish:
+            return "backward_finish";
+    }
+    return "no kernel";
+}
 
 std::string KernelKey::to_string() const {
     switch (static_cast<Family>(family)) {
@@ -37,6 +67,11 @@ std::string KernelKey::to_string() const {
             return decode_text(*this);
         case Family::merge:
             return merge_text(*this);
+        case Family::packed_forward:
+        case Family::packed_backward:
+        case Family::backward_prepare:
+        case Family::backward_finish:
+            return packed_text(family_name(static_cast<Family>(family)), *this);
     }
     return "no kernel";
 }
@@ -45,9 +80,7 @@ KernelKey decode_key(const DecodeProblem& problem, const DecodeConfig& config, c
     KernelKey key;
     key.family = static_cast<std::uint8_t>(Family::decode);
     key.dtype = static_cast<std::uint8_t>(problem.dtype);
-    key.score = static_cast<std::uint8_t>(problem.softcap > 0 ? Score::softcap
-                                          : problem.scale < 0 ? Score::negated
-                                                              : Score::scaled);
+    key.score = static_cast<std::uint8_t>(score_of(problem.scale, problem.softcap));
     key.page_size = static_cast<std::uint8_t>(problem.page_size);
     key.mask = problem.mask ? 1 : 0;
     key.head_dim = static_cast<std::uint16_t>(problem.head_dim);
@@ -74,6 +107,23 @@ KernelKey merge_key(const MergeProblem& problem, const std::string& target) {
     key.head_dim = static_cast<std::uint16_t>(problem.head_dim);
     key.separate = problem.layout == MergeLayout::separate ? 1 : 0;
     key.stages = problem.usual_parts > kFew ? kMany : kFew;
+    set_target(key, target);
+    return key;
+}
+
+KernelKey packed_key(Family family, const PackedProblem& problem, const PackedConfig& config, const std::string& target) {
+    KernelKey key;
+    key.family = static_cast<std::uint8_t>(family);
+    key.dtype = static_cast<std::uint8_t>(problem.dtype);
+    key.score = static_cast<std::uint8_t>(score_of(problem.scale, problem.softcap));
+    key.head_dim = static_cast<std::uint16_t>(problem.head_dim);
+    key.head_dim_v = static_cast<std::uint16_t>(problem.head_dim_v);
+    key.block_kv = static_cast<std::uint16_t>(config.block_kv);
+    key.mainloop = static_cast<std::uint8_t>(config.mainloop);
+    key.warps = static_cast<std::uint8_t>(config.warps);
+    key.producers = static_cast<std::uint8_t>(config.producers);
+    key.stages = static_cast<std::uint8_t>(config.stages);
+    key.blocks = static_cast<std::uint8_t>(config.blocks);
     set_target(key, target);
     return key;
 }

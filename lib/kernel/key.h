@@ -12,10 +12,19 @@
 
 #include "sapwood/decode.h"
 #include "sapwood/merge.h"
+#include "sapwood/packed.h"
 
 namespace sapwood {
 
-enum class Family : std::uint8_t { decode = 1, merge = 2 };
+enum class Family : std::uint8_t {
+    decode = 1,
+    merge = 2,
+    packed_forward = 3,
+    packed_backward = 4,
+    backward_prepare = 5,
+    backward_finish = 6
+};
+const char* family_name(Family family) noexcept;  // what a key's text begins with
 
 /// Score policies of templates/attention/score.h; the scale and the cap themselves are arguments.
 enum class Score : std::uint8_t { scaled = 0, softcap = 1, negated = 2 };
@@ -47,5 +56,6 @@ static_assert(sizeof(KernelKey) == 32);
 KernelKey decode_key(const DecodeProblem& problem, const DecodeConfig& config, const std::string& target);
 /// `stages` is the number of 16-byte loads that a thread has in flight.
 KernelKey merge_key(const MergeProblem& problem, const std::string& target);
+KernelKey packed_key(Family family, const PackedProblem& problem, const PackedConfig& config, const std::string& target);
 
 }  // namespace sapwood

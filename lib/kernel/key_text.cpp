@@ -49,6 +49,23 @@ KernelKey parse_merge_key(const std::vector<std::string_view>& parts) {
     return merge_key(problem, std::string(parts.back()));
 }
 
+KernelKey parse_packed_key(Family family, std::string_view text, const std::vector<std::string_view>& parts) {
+    PackedProblem problem;
+    PackedConfig config;
+    problem.dtype = parts.size() > 1 && parts[1] == dtype_name(DType::fp16) ? DType::fp16 : DType::bf16;
+    problem.head_dim = number(parts, "d");
+    problem.head_dim_v = number(parts, "v");
+    problem.softcap = number(parts, "cap") == 1 ? 1.0f : 0.0f;
+    problem.scale = text.find("/neg/") != std::string_view::npos ? -1.0f : 1.0f;
+    config.mainloop = text.find("/wgmma/") != std::string_view::npos ? Mainloop::wgmma : Mainloop::mma;
+    config.warps = number(parts, "w");
+    config.producers = number(parts, "p");
+    config.block_kv = number(parts, "kv");
+    config.stages = number(parts, "s");
+    config.blocks = number(parts, "b");
+    return packed_key(family, problem, config, std::string(parts.back()));
+}
+
 KernelKey parse_decode_key(std::string_view text, const std::vector<std::string_view>& parts) {
     DecodeProblem problem;
     DecodeConfig config;
@@ -70,11 +87,18 @@ KernelKey parse_decode_key(std::string_view text, const std::vector<std::string_
     return decode_key(problem, config, std::string(parts.back()));
 }
 
+KernelKey parse_parts(std::string_view text, const std::vector<std::string_view>& parts) {
+    if (parts[0] == family_name(Family::merge)) return parse_merge_key(parts);
+    for (const Family family : {Family::packed_forward, Family::packed_backward, Family::backward_prepare, Family::backward_finish})
+        if (parts[0] == family_name(family)) return parse_packed_key(family, text, parts);
+    return parse_decode_key(text, parts);
+}
+
 }  // namespace
 
 KernelKey parse_key(std::string_view text) {
     const std::vector<std::string_view> parts = parts_of(text);
-    const KernelKey key = parts[0] == "merge" ? parse_merge_key(parts) : parse_decode_key(text, parts);
+    const KernelKey key = parse_parts(text, parts);
     // Written back it must be what was read: nothing in the text is left out, nothing wraps, whatever a key may come to hold.
     if (key.to_string() != text)
         raise(ErrorCode::kInvalidArgument,

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "kernel/decode_source.h"
 #include "kernel/merge_source.h"
+#include "kernel/packed_source.h"
 #include "kernel/template_store.h"
 
 namespace sapwood {
@@ -45,11 +46,29 @@ KernelSource source_of(const KernelKey& key) {
             return decode_source(key);
         case Family::merge:
             return merge_source(key);
+        case Family::packed_forward:
+            return packed_forward_source(key);
+        case Family::packed_backward:
+        case Family::backward_prepare:
+        case Family::backward_finish:
+            return packed_backward_source(key);
     }
     raise(ErrorCode::kInternal, "unknown kernel family " + std::to_string(key.family));
 }
 
 }  // namespace
+
+const char* score_policy(Score score) {
+    switch (score) {
+        case Score::scaled:
+            return "ScaledScore";
+        case Score::softcap:
+            return "SoftcapScore";
+        case Score::negated:
+            return "NegatedScore";
+    }
+    raise(ErrorCode::kInternal, "unknown score policy");
+}
 
 KernelResources resources_of(const KernelKey& key) {
     switch (static_cast<Family>(key.family)) {
@@ -57,6 +76,12 @@ KernelResources resources_of(const KernelKey& key) {
             return decode_resources(key);
         case Family::merge:
             return merge_resources(key);
+        case Family::packed_forward:
+            return packed_forward_resources(key);
+        case Family::packed_backward:
+        case Family::backward_prepare:
+        case Family::backward_finish:
+            return packed_backward_resources(key);
     }
     raise(ErrorCode::kInternal, "unknown kernel family " + std::to_string(key.family));
 }

@@ -24,6 +24,7 @@ struct KernelSource {
 struct KernelResources {
     std::uint32_t threads = 0, shared_bytes = 0;
 };
+const char* score_policy(Score score);  // the class in templates/attention/score.h
 KernelResources resources_of(const KernelKey& key);
 inline std::uint32_t threads_of(const KernelKey& key) { return resources_of(key).threads; }
 inline std::uint32_t shared_bytes_of(const KernelKey& key) { return resources_of(key).shared_bytes; }

@@ -78,6 +78,7 @@ public:
         real_->copy_in(to, from, bytes, stream);
     }
     bool capturing(void* stream) override { return stream == kCapturing; }
+    abi::TensorMap tensor_map(const cuda::TensorView& view) override { return real_->tensor_map(view); }
     static inline int tag = 0;
     static constexpr void* kCapturing = &tag;
     int touched = 0;

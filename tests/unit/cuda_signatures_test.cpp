@@ -54,6 +54,9 @@ static_assert(offsetof(LaunchAttribute, value) == offsetof(CUlaunchAttribute, va
 static_assert(offsetof(LaunchConfig, stream) == offsetof(CUlaunchConfig, hStream));
 static_assert(offsetof(LaunchConfig, attributes) == offsetof(CUlaunchConfig, attrs));
 static_assert(offsetof(LaunchConfig, attribute_count) == offsetof(CUlaunchConfig, numAttrs));
+static_assert(kTensorFloat16 == CU_TENSOR_MAP_DATA_TYPE_FLOAT16 && kTensorBfloat16 == CU_TENSOR_MAP_DATA_TYPE_BFLOAT16);
+static_assert(kTensorSwizzle128 == CU_TENSOR_MAP_SWIZZLE_128B && kTensorPromote256 == CU_TENSOR_MAP_L2_PROMOTION_L2_256B);
+static_assert(CU_TENSOR_MAP_INTERLEAVE_NONE == 0 && CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE == 0 && sizeof(CUtensorMap) == 128);
 static_assert(kFunctionMaxThreads == CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK);
 static_assert(kFunctionStaticShared == CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES);
 static_assert(kFunctionMaxDynamicShared == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES);

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// Checks of the tensors of a call, each of which throws kInvalidArgument naming the tensor.
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <string>
+
+#include "base/error.h"
+#include "packed_abi.h"
+
+namespace sapwood::arguments {
+
+inline constexpr std::int64_t kElement = 2;
+inline constexpr std::int64_t kAlign = 16;  // bytes: every row is read and written in 16-byte pieces
+
+[[noreturn]] inline void refuse(const char* what, const std::string& why) {
+    raise(ErrorCode::kInvalidArgument, std::string(what) + " " + why);
+}
+
+inline void check_pointer(const char* what, const void* pointer, std::uintptr_t align) {
+    if (pointer == nullptr) refuse(what, "is null");
+    if (reinterpret_cast<std::uintptr_t>(pointer) % align != 0) {
+        refuse(what, "is at an address that is not a multiple of " + std::to_string(align) + " bytes");
+    }
+}
+
+/// Stride in bytes: the given one or, for 0, the packed one; a multiple of 16 bytes that fits `limit`.
+inline std::int64_t stride(const char* what, std::int64_t given, std::int64_t packed, std::int64_t limit) {
+    const std::int64_t elements = given == 0 ? packed : given;
+    if (elements < 0 || elements > limit / kElement || elements * kElement % kAlign != 0) {
+        refuse(what, "is " + std::to_string(elements) + " elements; it must be a positive multiple of 8, at most " +
+                         std::to_string(limit / kElement));
+    }
+    return elements * kElement;
+}
+
+/// A tensor [tokens, heads, dim], its strides in bytes; 0 = densely packed.
+inline abi::Tensor tensor(const std::string& name, const void* data, std::int64_t token_stride, std::int64_t head_stride,
+                          std::int64_t heads, std::int64_t dim) {
+    constexpr std::int64_t limit = std::numeric_limits<std::int64_t>::max() / 4;
+    check_pointer(name.c_str(), data, kAlign);
+    return {const_cast<void*>(data), stride((name + "_token_stride").c_str(), token_stride, heads * dim, limit),
+            stride((name + "_head_stride").c_str(), head_stride, dim, limit)};
+}
+
+}  // namespace sapwood::arguments

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "kernel/packed_source.h"
+
+#include "attention/backward_layout.h"
+
+namespace sapwood {
+
+KernelSource packed_forward_source(const KernelKey& key) {
+    return {.text = "entry/packed_forward.cu.in",
+            .entry = "sapwood_packed_forward",
+            .slots = {
+                {"element", key.dtype == static_cast<int>(DType::fp16) ? "Fp16" : "Bf16"},
+                {"score", score_policy(static_cast<Score>(key.score))},
+                {"mainloop", mainloop_name(static_cast<Mainloop>(key.mainloop))},
+                {"head_dim", std::to_string(key.head_dim)},
+                {"head_dim_v", std::to_string(key.head_dim_v)},
+                {"warps", std::to_string(key.warps)},
+                {"producers", std::to_string(key.producers)},
+                {"block_kv", std::to_string(key.block_kv)},
+                {"stages", std::to_string(key.stages)},
+                {"threads", std::to_string(packed_forward_resources(key).threads)},
+                {"blocks", std::to_string(key.blocks)},
+            }};
+}
+
+KernelResources packed_forward_resources(const KernelKey& key) {
+    const abi::PackedShape shape = {key.head_dim, key.head_dim_v, key.warps, key.producers, key.block_kv, key.stages};
+    return {.threads = (key.warps + key.producers) * 32u, .shared_bytes = abi::packed_shared_bytes(shape)};
+}
+
+KernelSource packed_backward_source(const KernelKey& key) {
+    const std::string name = family_name(static_cast<Family>(key.family));
+    KernelSource source = {.text = "entry/" + name + ".cu.in",
+                           .entry = "sapwood_" + name,
+                           .slots = {
+                               {"element", key.dtype == static_cast<int>(DType::fp16) ? "Fp16" : "Bf16"},
+                               {"head_dim", std::to_string(key.head_dim)},
+                               {"head_dim_v", std::to_string(key.head_dim_v)},
+                               {"threads", std::to_string(packed_backward_resources(key).threads)},
+                           }};
+    if (static_cast<Family>(key.family) == Family::packed_backward) {
+        source.slots["score"] = score_policy(static_cast<Score>(key.score));
+    } else {
+        source.slots["warps"] = std::to_string(key.warps);
+    }
+    return source;
+}
+
+KernelResources packed_backward_resources(const KernelKey& key) {
+    const abi::BackwardShape shape = {key.head_dim, key.head_dim_v};
+    const bool main = static_cast<Family>(key.family) == Family::packed_backward;
+    return {.threads = (key.warps + key.producers) * 32u, .shared_bytes = main ? abi::backward_shared_bytes(shape) : 0};
+}
+
+}  // namespace sapwood

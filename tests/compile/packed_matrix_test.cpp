@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+// The packed kernels that the planner chooses by itself, compiled for SMs that need not be here: nothing spills, everything fits,
+// no warpgroup product waits for another.
+#include <doctest/doctest.h>
+
+#include "cuda/device.h"
+#include "cuda/nvrtc.h"
+#include "cuda/sm_table.h"
+#include "sapwood/sapwood.h"
+#include "support/cache_fixture.h"
+
+using namespace sapwood;
+
+namespace {
+
+struct Shape {
+    DType dtype;
+    std::int32_t head_dim, head_dim_v;
+    float softcap;
+};
+constexpr Shape kShapes[] = {
+    {DType::bf16, 128, 0, 0},   {DType::fp16, 64, 0, 0},  {DType::fp16, 128, 0, 30}, {DType::fp16, 96, 0, 0},
+    {DType::bf16, 192, 128, 0}, {DType::bf16, 192, 0, 0}, {DType::bf16, 256, 0, 0},
+};
+
+/// What is wrong with one kernel for this SM; one line, or empty.
+std::string fault_of(const KernelReport& report, const std::string& target, int blocks, int spills_allowed) {
+    const cuda::DeviceInfo sm = cuda::offline_device(target);
+    const std::string key = report.key + ": ";
+    const int registers = (report.registers + 7) / 8 * 8;  // dealt out in eights
+    if (!report.error.empty()) return key + report.error;
+    if (report.registers <= 0) return key + "no register count";
+    if (report.spill_bytes > spills_allowed)
+        return key + std::to_string(report.spill_bytes) + " bytes spilled at " + std::to_string(report.registers) + " registers";
+    if ((report.shared_bytes + sm.reserved_shared_per_block) * blocks > sm.max_shared_per_sm ||
+        report.shared_bytes > sm.max_shared_per_block_optin)
+        return key + std::to_string(report.shared_bytes) + " bytes shared";
+    if (registers * report.threads * blocks > sm.max_registers_per_sm)
+        return key + std::to_string(registers) + " registers x " + std::to_string(report.threads) + " threads";
+    // ptxas says so (C75xx) where it makes warpgroup products wait for each other or drops setmaxnreg.
+    for (const char* word : {"wgmma", "GMMA", "setmaxnreg"})
+        if (report.log.find(word) != std::string::npos) return key + report.log;
+    return {};
+}
+
+}  // namespace
+
+TEST_CASE("compile matrix: default packed kernels spill nothing and fit") {
+    if (cuda::Nvrtc().path().empty()) {
+        MESSAGE("NVRTC was not found; skipped");
+        return;
+    }
+    test::TempDir dir;
+    const auto supported = cuda::Nvrtc().supported_archs();
+    for (const char* target : {"sm_90a", "sm_80", "sm_120a"}) {
+        if (std::find(supported.begin(), supported.end(), std::atoi(target + 3)) == supported.end()) {
+            MESSAGE("this NVRTC does not know " << target << "; left out");
+            continue;
+        }
+        Engine engine({.target = target, .cache_dir = dir.path() / "cache"});
+        const Pack pack = Pack::from_segments(std::vector<Segment>{{-1, 4096}, {0, 512}});
+        for (const Shape& shape : kShapes) {
+            const PackedProblem problem = {.q_heads = 8,
+                                           .kv_heads = 2,
+                                           .head_dim = shape.head_dim,
+                                           .head_dim_v = shape.head_dim_v,
+                                           .dtype = shape.dtype,
+                                           .softcap = shape.softcap};
+            PackedPlan plan = engine.plan_packed(problem, pack);
+            // mma.sync at head dim 128 has 168 registers beside four copy warps; a few values of the item wait in local memory.
+            const int allowed = plan.info().config.mainloop == Mainloop::mma ? 32 : 0;
+            const std::string fault = fault_of(engine.prepare(plan), target, plan.info().config.blocks, allowed);
+            CHECK_MESSAGE(fault.empty(), fault);
+            if (std::string(target) != "sm_90a" || shape.head_dim > 128 || shape.head_dim == 96) continue;
+            PackedBackwardPlan backward = engine.plan_packed_backward(problem, pack);
+            for (const KernelReport& report : engine.prepare(backward)) {
+                const std::string its = fault_of(report, target, 1, 0);
+                CHECK_MESSAGE(its.empty(), its);
+            }
+        }
+    }
+}

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+// Packs small enough for the host target, with their tensors, on the targets that the decode tests use.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernel/decode_cases.h"
+#include "oracle/packed_oracle.h"
+#include "sapwood/packed.h"
+
+namespace sapwood::test {
+
+struct PackedCase {
+    const char* name = "";
+    PackedProblem problem;
+    std::vector<Segment> segments;         // a tree pack …
+    std::vector<std::int32_t> cu_q, cu_k;  // … or sequences
+    PackedMask mask;
+    PackedConfig config;
+    bool padded = false;  // gaps behind heads and tokens
+    bool lse = true;
+
+    Pack pack() const;
+    oracle::Sees sees() const;
+};
+const std::vector<PackedCase>& packed_cases();
+
+/// Host memory of a case. Gaps are NaN, out and lse poisoned.
+class PackedScene {
+public:
+    explicit PackedScene(const PackedCase& which);
+    PackedCase which;
+    Pack pack;
+    PackedTensors tensors;
+    std::vector<std::uint16_t> q, k, v, out;
+    std::vector<float> lse;
+
+    void poison();
+    /// Plans, launches on the target's device (or here) and brings the result back.
+    PackedPlanInfo run(const Target& target);
+    /// What is wrong with out and lse, judged by the fp64 oracle; empty: nothing.
+    std::string fault() const;
+};
+
+}  // namespace sapwood::test
