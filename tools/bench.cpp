@@ -4,6 +4,8 @@
 #include <map>
 
 #include "execute.h"
+#include "packed.h"
+#include "support/packed_workload.h"
 #include "terminal.h"
 
 namespace sapwood::tool {
@@ -18,7 +20,7 @@ constexpr double kFlopsPerUs = 600e6;
 struct Options {
     Selection cases;
     JsonLines json;
-    std::string target = "cuda", config, modes = "cold,warm,rotate", exact_limit = "8GB", cache;
+    std::string target = "cuda", config, modes = "cold,warm,rotate", exact_limit = "8GB", cache, passes = "fwd,bwd";
     double bandwidth = 3.0, budget = 2.0;
     bool check = false, no_overlap = false;
     std::int32_t check_requests = 24;
@@ -170,6 +172,15 @@ private:
 };
 
 int bench(Options& options) {
+    if (support::is_packed_workload(options.cases.file))
+        return bench_packed(options.cases, options.json,
+                            {.target = options.target,
+                             .cache = options.cache,
+                             .config = options.config,
+                             .check = options.check,
+                             .check_rows = options.check_requests,
+                             .budget = options.budget,
+                             .passes = options.passes});
     const auto items = options.cases.items();
     if (cuda::device_count() == 0)
         throw Stop{kNotPossible, "bench needs a GPU: " + cuda::driver_problem() + ". `sapwood run` runs on the host target"};
@@ -269,6 +280,7 @@ void add_bench(CLI::App& app, Action& action) {
     options->cases.add_options(*sub);
     sub->add_option("--target", options->target, "cuda or cuda:N")->capture_default_str();
     sub->add_option("--modes", options->modes, "which of cold,warm,rotate")->capture_default_str();
+    sub->add_option("--passes", options->passes, "training workloads: fwd, or fwd,bwd")->capture_default_str();
     sub->add_option("--bandwidth", options->bandwidth, "TB/s of the floor")->capture_default_str();
     sub->add_option("--budget", options->budget, "seconds of GPU time a case, all modes together")->capture_default_str();
     sub->add_flag("--check", options->check, "compare a subset of the requests with the fp64 oracle after timing");

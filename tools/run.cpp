@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // sapwood run: executes cases of a workload file and checks them against the oracle.
 #include "execute.h"
+#include "packed.h"
+#include "support/packed_workload.h"
 #include "terminal.h"
 
 namespace sapwood::tool {
@@ -17,6 +19,14 @@ struct Options {
 };
 
 int run(Options& options) {
+    if (support::is_packed_workload(options.cases.file))
+        return run_packed(options.cases, options.json,
+                          {.target = options.target,
+                           .cache = options.cache,
+                           .config = options.config,
+                           .check = options.check,
+                           .check_rows = options.check_requests,
+                           .host_work = options.host_work});
     const auto items = options.cases.items();
     Engine engine({.target = options.target, .cache_dir = options.cache, .host_schedule_seed = options.schedule_seed});
     const DevicePtr device = device_of(options.target, engine.has_device());
