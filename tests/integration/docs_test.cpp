@@ -63,5 +63,5 @@ TEST_CASE("docs: the tests and cases that answer the originals' defects exist") 
         for (std::sregex_iterator it(line.begin(), line.end(), name), end; it != end; ++it, ++named)
             CHECK_MESSAGE(tests.find((*it)[1]) != std::string::npos, "no test or case " << (*it)[1]);
     }
-    CHECK(named > 10);
+    CHECK(named >= 10);
 }
