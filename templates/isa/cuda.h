@@ -41,6 +41,11 @@ SAPWOOD_DEVICE void named_sync(u32 id, u32 threads) { asm volatile("bar.sync %0,
 
 /// Moves registers between warpgroups (four warps that start at a multiple of four): every warp of one calls it with the same
 /// count. The kernel must have been launched with the registers that the sum comes to. No effect before sm_90a.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(__CUDA_ARCH_FEAT_SM100_ALL) || defined(__CUDA_ARCH_FEAT_SM103_ALL)
+inline constexpr bool kRegistersMove = true;
+#else
+inline constexpr bool kRegistersMove = false;
+#endif
 template <u32 kCount>
 SAPWOOD_DEVICE void registers_release() {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(__CUDA_ARCH_FEAT_SM100_ALL) || defined(__CUDA_ARCH_FEAT_SM103_ALL)
@@ -222,6 +227,39 @@ template <>
 SAPWOOD_DEVICE void unpack2<Bf16>(u32 packed, f32& low, f32& high) {
     low = __uint_as_float(packed << 16);
     high = __uint_as_float(packed & 0xffff0000u);
+}
+/// Bytes 0, 2, 1, 3.
+SAPWOOD_DEVICE u32 even_then_odd_bytes(u32 bytes) { return __byte_perm(bytes, 0, 0x3120); }
+/// Four e4m3 to T, bytes 0 and 1 in `low`, 2 and 3 in `high`. Finite values exactly; what becomes of a NaN is left open.
+template <class T>
+SAPWOOD_DEVICE void widen_e4m3(u32 bytes, u32& low, u32& high);
+/// Sign and the other seven bits where two values of the wider format have them, in a word whose bytes 1 and 3 are e4m3: short of a
+/// factor that is the difference of the exponents' biases, subnormals included.
+template <u32 kShift, u32 kMask>
+SAPWOOD_DEVICE u32 place_e4m3(u32 spread) {
+    return (spread & 0x80008000u) | ((spread >> kShift) & kMask);
+}
+template <>
+SAPWOOD_DEVICE void widen_e4m3<Fp16>(u32 bytes, u32& low, u32& high) {
+    // The instruction is there from SM 8.9 on; for that one, PTX ISA 8.1 is the first to say so.
+#if __CUDA_ARCH__ >= 900 || (__CUDA_ARCH__ >= 890 && __CUDACC_VER_MAJOR__ * 100 + __CUDACC_VER_MINOR__ >= 1201)
+    asm("{ .reg .b16 l, h; mov.b32 {l, h}, %2; cvt.rn.f16x2.e4m3x2 %0, l; cvt.rn.f16x2.e4m3x2 %1, h; }"
+        : "=r"(low), "=r"(high)
+        : "r"(bytes));
+#else
+    low = place_e4m3<1, 0x3f803f80>(__byte_perm(bytes, 0, 0x1404));
+    high = place_e4m3<1, 0x3f803f80>(__byte_perm(bytes, 0, 0x3424));
+    asm("mul.f16x2 %0, %0, %1;" : "+r"(low) : "r"(0x5c005c00));  // 2^8
+    asm("mul.f16x2 %0, %0, %1;" : "+r"(high) : "r"(0x5c005c00));
+#endif
+}
+template <>
+SAPWOOD_DEVICE void widen_e4m3<Bf16>(u32 bytes, u32& low, u32& high) {
+    low = place_e4m3<4, 0x07f007f0>(__byte_perm(bytes, 0, 0x1404));
+    high = place_e4m3<4, 0x07f007f0>(__byte_perm(bytes, 0, 0x3424));
+    // 2^120. bf16 has no plain multiplication before SM 9.0; adding -0 keeps the sign of a zero.
+    asm("fma.rn.bf16x2 %0, %0, %1, %2;" : "+r"(low) : "r"(0x7b807b80), "r"(0x80008000));
+    asm("fma.rn.bf16x2 %0, %0, %1, %2;" : "+r"(high) : "r"(0x7b807b80), "r"(0x80008000));
 }
 SAPWOOD_DEVICE f32 infinity() { return __int_as_float(0x7f800000); }
 SAPWOOD_DEVICE f32 exp2_approx(f32 x) {  // relative error < 2^-22; 2^-inf = 0

@@ -55,7 +55,8 @@ SAPWOOD_DEVICE void named_sync(u32 id, u32 threads) {
     self->block->runtime->barrier(self, id, threads);
 }
 
-/// Registers are not a thing that the host can move.
+/// Registers are not a thing that the host can move; what depends on it is as on an SM that can.
+inline constexpr bool kRegistersMove = true;
 template <u32 kCount>
 SAPWOOD_DEVICE void registers_release() {}
 template <u32 kCount>
@@ -183,6 +184,18 @@ SAPWOOD_DEVICE void unpack2(u32 packed, f32& low, f32& high) {
     alignas(32) f32 to[8];
     host_widen8<T>(from, to);
     low = to[0], high = to[1];
+}
+/// Bytes 0, 2, 1, 3.
+SAPWOOD_DEVICE u32 even_then_odd_bytes(u32 bytes) {
+    return (bytes & 0xff0000ffu) | (bytes >> 8 & 0x0000ff00u) | (bytes << 8 & 0x00ff0000u);
+}
+/// Four e4m3 to T, bytes 0 and 1 in `low`, 2 and 3 in `high`. Exact; here a NaN stays one.
+template <class T>
+SAPWOOD_DEVICE void widen_e4m3(u32 bytes, u32& low, u32& high) {
+    const auto pair = [bytes](u32 shift) {
+        return pack2<T>(host_widen(E4m3{static_cast<u8>(bytes >> shift)}), host_widen(E4m3{static_cast<u8>(bytes >> (shift + 8))}));
+    };
+    low = pair(0), high = pair(16);
 }
 SAPWOOD_DEVICE f32 infinity() { return __builtin_inff(); }
 /// What .ftz does: subnormal to zero of the same sign.

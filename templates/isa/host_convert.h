@@ -30,6 +30,13 @@ inline u16 host_narrow(Fp16, f32 v) {
     return static_cast<u16>(sign | ((u - 0x38000000 + 0xfff + ((u >> 13) & 1)) >> 13));  // 65520 and above carry into infinity
 }
 
+/// The seven bits below the sign, placed in an fp32, are short of a factor 2^120, subnormals included.
+inline f32 host_widen(E4m3 v) {
+    if ((v.bits & 0x7f) == 0x7f) return host_f32(0x7fffffff);
+    const f32 magnitude = host_f32(static_cast<u32>(v.bits & 0x7f) << 20) * 0x1p120f;
+    return v.bits & 0x80 ? -magnitude : magnitude;
+}
+
 /// Eight values from `from`, 16-byte aligned, to `to`, 32-byte aligned. Exact. Pointers, not vectors: those would tie the calling
 /// convention to the CPU level.
 template <class T>

@@ -21,7 +21,14 @@ struct Bf16 {
 struct Fp32 {
     u32 bits;
 };
+/// Four exponent bits and three of mantissa, no infinities: up to 448, down to 2^-9.
+struct E4m3 {
+    u8 bits;
+};
 
+struct alignas(8) U32x2 {
+    u32 x, y;
+};
 struct alignas(16) U32x4 {
     u32 x, y, z, w;
 };

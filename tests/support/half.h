@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// fp16 and bf16 as bit patterns, round to nearest even, in plain integer code: what tests compare with must not share code with
-// what they test.
+// fp16, bf16 and e4m3 as bit patterns, round to nearest even, in plain integer code: what tests compare with must not share code
+// with what they test.
 #pragma once
 
 #include <bit>
@@ -47,7 +47,33 @@ constexpr float from_fp16(std::uint16_t h) {
 constexpr std::uint16_t round_to(DType dtype, float x) { return dtype == DType::fp16 ? to_fp16(x) : to_bf16(x); }
 constexpr float widen(DType dtype, std::uint16_t h) { return dtype == DType::fp16 ? from_fp16(h) : from_bf16(h); }
 
-/// A NaN in both formats.
+/// fp8 with four exponent bits, bias 7, and three of mantissa: no infinities, finite to 448.
+constexpr float from_e4m3(std::uint8_t byte) {
+    const int exponent = byte >> 3 & 15, mantissa = byte & 7;
+    if ((byte & 0x7f) == 0x7f) return std::bit_cast<float>(0x7fc00000u);
+    const float power = std::bit_cast<float>(static_cast<std::uint32_t>((exponent == 0 ? 1 : exponent) + 120) << 23);
+    const float magnitude = power * (static_cast<float>(mantissa) / 8 + (exponent == 0 ? 0.0f : 1.0f));
+    return byte & 0x80 ? -magnitude : magnitude;
+}
+/// Nearest, ties to even; beyond 448 that, as the instruction's .satfinite does.
+constexpr std::uint8_t to_e4m3(float x) {
+    if (x != x) return 0x7f;
+    const std::uint8_t sign = std::bit_cast<std::uint32_t>(x) >> 31 ? 0x80 : 0;
+    const float magnitude = sign ? -x : x;
+    int below = 0, above = 0x7e;  // bytes in order of their values
+    if (magnitude >= from_e4m3(0x7e)) return sign | 0x7e;
+    while (above - below > 1) {
+        const int middle = (below + above) / 2;
+        (from_e4m3(static_cast<std::uint8_t>(middle)) <= magnitude ? below : above) = middle;
+    }
+    const float down = magnitude - from_e4m3(static_cast<std::uint8_t>(below)),
+                up = from_e4m3(static_cast<std::uint8_t>(above)) - magnitude;
+    const int nearest = down < up || (down == up && below % 2 == 0) ? below : above;
+    return static_cast<std::uint8_t>(sign | nearest);
+}
+
+/// A NaN in both 16-bit formats, and one in e4m3.
 inline constexpr std::uint16_t kNan16 = 0x7fff;
+inline constexpr std::uint8_t kNan8 = 0x7f;
 
 }  // namespace sapwood::support

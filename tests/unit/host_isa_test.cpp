@@ -127,6 +127,34 @@ TEST_CASE("all values of fp16 and bf16 widen exactly, and narrow back") {
     CHECK(wrong == 0);
 }
 
+TEST_CASE("all values of e4m3 widen exactly to fp16 and bf16, wherever they lie in a word") {
+    int wrong = 0;
+    for (std::uint32_t byte = 0; byte < 256; byte++) {
+        const float value = from_e4m3(static_cast<std::uint8_t>(byte));
+        const std::uint32_t others = 0x38b80140 + byte * 0x01030507u;
+        for (int at = 0; at < 4; at++) {
+            const std::uint32_t word = (others & ~(0xffu << at * 8)) | byte << at * 8;
+            const auto check = [&](auto type, DType dtype) {
+                std::uint32_t halves[2];
+                kernel::widen_e4m3<decltype(type)>(word, halves[0], halves[1]);
+                const float found = widen(dtype, static_cast<std::uint16_t>(halves[at / 2] >> at % 2 * 16));
+                wrong += std::isnan(value) ? !std::isnan(found) : std::memcmp(&found, &value, 4) != 0;  // -0 stays -0
+            };
+            check(kernel::Fp16{}, DType::fp16);
+            check(kernel::Bf16{}, DType::bf16);
+        }
+        wrong += !std::isnan(value) && to_e4m3(value) != byte;
+    }
+    CHECK(wrong == 0);
+    CHECK(from_e4m3(0x7e) == 448);
+    CHECK(from_e4m3(0x01) == 0x1p-9f);
+    CHECK(from_e4m3(0xb8) == -1);
+    CHECK(to_e4m3(1.0625f) == 0x38);  // halfway between 1 and 1.125: to even
+    CHECK(to_e4m3(1.1875f) == 0x3a);
+    CHECK(to_e4m3(-1e6f) == 0xfe);
+    CHECK(kernel::even_then_odd_bytes(0x44332211) == 0x44223311);
+}
+
 TEST_CASE("pack2 rounds to nearest even") {
     int wrong = 0;
     const auto check = [&](std::uint32_t bits) {
