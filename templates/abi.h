@@ -19,8 +19,8 @@ struct alignas(16) Chunk {
     unsigned tile_rows;
 };
 
-/// In a kernel with masks. Chunk::tokens of a chunk that has one: of its rows, each sees the keys whose bit is set in its request's mask row. The column
-/// is the chunk's place in that row, in units of 16 bits.
+/// In a kernel with masks. Chunk::tokens of a chunk that has one: of its rows, each sees the keys whose bit is set in its request's
+/// mask row. The column is the chunk's place in that row, in units of 16 bits.
 inline constexpr unsigned kTokensMask = 31;
 inline constexpr unsigned kMasked = 32;
 inline constexpr unsigned kGathered = 64;  // its keys' positions are listed, from gather[position] on
@@ -78,8 +78,8 @@ struct DecodeParams {
     const ItemRequest* requests;
     const Chunk* chunks;
     const Merge* merges;
-    const unsigned* masks;  // [rows of Q, mask_words]; bit i of a row is the row's token i; null without masks
-    const unsigned* gather;  // positions of gathered chunks
+    const unsigned* masks;    // [rows of Q, mask_words]; bit i of a row is the row's token i; null without masks
+    const unsigned* gather;   // positions of gathered chunks
     float* partial_out;       // [slots, kv_heads, group, head_dim_v]
     float* partial_exponent;  // [slots, kv_heads, group], base-2 logarithm of the part's sum of exponentials
     Counters* counters;
@@ -92,6 +92,10 @@ struct DecodeParams {
     unsigned mask_words;
     float scale_log2;    // scale * log2(e); with a soft-cap: scale / softcap
     float softcap_log2;  // softcap * log2(e)
+    // Of a kernel whose K and V are e4m3: [kv_heads] factors; null: 1. Last, so that other kernels find their arguments where they
+    // were.
+    const float* k_scale;
+    const float* v_scale;
 };
 
 }  // namespace sapwood::abi

@@ -17,17 +17,19 @@ struct DecodeProblem {
     std::int32_t kv_heads = 0;    ///< Hkv; Hq % Hkv == 0, the GQA group Hq / Hkv is 1..64. Query head h reads KV head h / group
     std::int32_t head_dim = 0;    ///< of Q and K: 64, 96, 128, 192, 256
     std::int32_t head_dim_v = 0;  ///< of V and O; 0 = head_dim
-    DType dtype = DType::bf16;    ///< of Q, K, V and O
-    std::int32_t page_size = 0;   ///< 0 = contiguous positions; else 1, 16, 32, 64 or 128 tokens a page
-    float scale = 0;              ///< of the fp32 scores; 0 = 1 / sqrt(head_dim)
-    float softcap = 0;            ///< 0 = none; else score = softcap * tanh(score / softcap), after the scale
+    DType dtype = DType::bf16;    ///< of Q and O, and of K and V unless kv_dtype says otherwise
+    /// Of K and V. e4m3: half the bytes; multiplied by mma.sync alone (Mainloop::mma). Key = k_scale * element, value likewise.
+    KvDType kv_dtype = KvDType::as_q;
+    std::int32_t page_size = 0;  ///< 0 = contiguous positions; else 1, 16, 32, 64 or 128 tokens a page
+    float scale = 0;             ///< of the fp32 scores; 0 = 1 / sqrt(head_dim)
+    float softcap = 0;           ///< 0 = none; else score = softcap * tanh(score / softcap), after the scale
     /// Drafts with masks (Forest::add_draft) can be attended. Set by itself where the forest has one when the plan is made; set it
     /// for a plan that is to take one over later.
     bool mask = false;
 };
 
 /// Who multiplies in a decode kernel: single warps (mma.sync, every SM), or warpgroups (wgmma, sm_90a and the host target; head
-/// dims 64 and 128).
+/// dims 64 and 128, K and V of Q's type).
 enum class Mainloop : std::uint8_t { choose = 0, mma = 1, wgmma = 2 };
 const char* mainloop_name(Mainloop mainloop) noexcept;  ///< "mma", "wgmma"; "choose"
 
@@ -110,10 +112,10 @@ struct DecodeLimits {
 };
 
 /// Tensors of one call. Device pointers on a GPU engine, host pointers on a host engine; K, V, Q and out 16-byte aligned.
-/// Strides are in elements; 0 = densely packed NHD ([tokens, heads, dim]; [requests, heads, dim] for q and out). The last dimension
-/// is contiguous. Any two strides that keep 16-byte alignment are legal, so HND pools work too.
-/// K and V of every token on some request's path must be finite: requests that share a work item share products, in which the keys
-/// that one does not see have weight 0, and 0 * Inf is NaN. Slots that no token owns may hold anything.
+/// Strides are in elements (bytes, of e4m3 K and V); 0 = densely packed NHD ([tokens, heads, dim]; [requests, heads, dim] for q and
+/// out). The last dimension is contiguous. Any two strides that keep 16-byte alignment are legal, so HND pools work too. K and V of
+/// every token on some request's path must be finite: requests that share a work item share products, in which the keys that one
+/// does not see have weight 0, and 0 * Inf is NaN. Slots that no token owns may hold anything.
 struct DecodeTensors {
     const void* q = nullptr;                   ///< [requests, Hq, head_dim]
     const void* k = nullptr;                   ///< [rows, Hkv, head_dim]
@@ -125,6 +127,10 @@ struct DecodeTensors {
     /// DraftMask::from_bits; row r is the query row r's, whatever draft it belongs to.
     const std::uint32_t* mask = nullptr;
     std::int64_t mask_row_words = 0;  ///< 0 = as many as the longest draft of the plan has
+    /// Of e4m3 K and V: [kv_heads] fp32, finite and above 0, read at every launch: a captured graph follows what they hold.
+    /// Null: 1.
+    const float* k_scale = nullptr;
+    const float* v_scale = nullptr;
     std::int64_t q_request_stride = 0, q_head_stride = 0;
     std::int64_t k_token_stride = 0, k_head_stride = 0;
     std::int64_t v_token_stride = 0, v_head_stride = 0;

@@ -15,6 +15,16 @@ const char* dtype_name(DType dtype) noexcept {
     return "unknown";
 }
 
+const char* kv_dtype_name(KvDType dtype) noexcept {
+    switch (dtype) {
+        case KvDType::as_q:
+            return "as_q";
+        case KvDType::e4m3:
+            return "fp8_e4m3";
+    }
+    return "unknown";
+}
+
 const char* state_dtype_name(StateDType dtype) noexcept {
     switch (dtype) {
         case StateDType::fp16:

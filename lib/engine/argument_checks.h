@@ -11,8 +11,8 @@
 
 namespace sapwood::arguments {
 
-inline constexpr std::int64_t kElement = 2;
-inline constexpr std::int64_t kAlign = 16;  // bytes: every row is read and written in 16-byte pieces
+inline constexpr std::int64_t kElement = 2;  // but of e4m3 K and V
+inline constexpr std::int64_t kAlign = 16;   // bytes: every row is read and written in 16-byte pieces
 
 [[noreturn]] inline void refuse(const char* what, const std::string& why) {
     raise(ErrorCode::kInvalidArgument, std::string(what) + " " + why);
@@ -26,13 +26,14 @@ inline void check_pointer(const char* what, const void* pointer, std::uintptr_t 
 }
 
 /// Stride in bytes: the given one or, for 0, the packed one; a multiple of 16 bytes that fits `limit`.
-inline std::int64_t stride(const char* what, std::int64_t given, std::int64_t packed, std::int64_t limit) {
+inline std::int64_t stride(const char* what, std::int64_t given, std::int64_t packed, std::int64_t limit,
+                           std::int64_t size = kElement) {
     const std::int64_t elements = given == 0 ? packed : given;
-    if (elements < 0 || elements > limit / kElement || elements * kElement % kAlign != 0) {
-        refuse(what, "is " + std::to_string(elements) + " elements; it must be a positive multiple of 8, at most " +
-                         std::to_string(limit / kElement));
+    if (elements < 0 || elements > limit / size || elements * size % kAlign != 0) {
+        refuse(what, "is " + std::to_string(elements) + " elements; it must be a positive multiple of " +
+                         std::to_string(kAlign / size) + ", at most " + std::to_string(limit / size));
     }
-    return elements * kElement;
+    return elements * size;
 }
 
 /// A tensor [tokens, heads, dim], its strides in bytes; 0 = densely packed.

@@ -57,6 +57,13 @@ DType dtype_of(const std::string& name) {
     raise(ErrorCode::kIo, "dtype \"" + name + "\" is neither fp16 nor bf16");
 }
 
+KvDType kv_dtype_of(const std::string& name) {
+    for (const KvDType dtype : {KvDType::as_q, KvDType::e4m3}) {
+        if (name == kv_dtype_name(dtype)) return dtype;
+    }
+    raise(ErrorCode::kIo, "kv_dtype \"" + name + "\" is neither as_q nor fp8_e4m3");
+}
+
 Sharing sharing_of(const std::string& name) {
     if (name == "none") return Sharing::none;
     if (name == "prefix") return Sharing::prefix;
@@ -71,10 +78,10 @@ DecodeConfig tiles_of(const json& object) {
 
 std::vector<DecodeProblem> problems_of(const json& root) {
     std::vector<DecodeProblem> problems;
-    std::set<std::tuple<int, int, int, int, int, int, float, float>> seen;
+    std::set<std::tuple<int, int, int, int, int, int, int, float, float>> seen;
     const auto add = [&](const DecodeProblem& p) {
-        if (seen.emplace(p.q_heads, p.kv_heads, p.head_dim, p.head_dim_v, static_cast<int>(p.dtype), p.page_size, p.scale,
-                         p.softcap)
+        if (seen.emplace(p.q_heads, p.kv_heads, p.head_dim, p.head_dim_v, static_cast<int>(p.dtype), static_cast<int>(p.kv_dtype),
+                         p.page_size, p.scale, p.softcap)
                 .second)
             problems.push_back(p);
     };
@@ -92,9 +99,12 @@ std::vector<DecodeProblem> problems_of(const json& root) {
             problem.kv_heads = std::max(1, problem.kv_heads / ranks);  // fewer KV heads than ranks: each rank has a copy
             for (const std::string& dtype : list<std::string>(root, "dtype", {"bf16"})) {
                 problem.dtype = dtype_of(dtype);
-                for (const int page : list<int>(root, "page_size", {16})) {
-                    problem.page_size = page;
-                    add(problem);
+                for (const std::string& kv_dtype : list<std::string>(root, "kv_dtype", {kv_dtype_name(KvDType::as_q)})) {
+                    problem.kv_dtype = kv_dtype_of(kv_dtype);
+                    for (const int page : list<int>(root, "page_size", {16})) {
+                        problem.page_size = page;
+                        add(problem);
+                    }
                 }
             }
         }
@@ -128,7 +138,8 @@ Forest forest_of(std::int64_t batch, std::int64_t context, Sharing sharing) {
 }
 
 std::string text_of(const DecodeProblem& p) {
-    return std::string(dtype_name(p.dtype)) + " " + std::to_string(p.q_heads) + "/" + std::to_string(p.kv_heads) + " heads of " +
+    const std::string kv = p.kv_dtype == KvDType::as_q ? "" : std::string(" with KV ") + kv_dtype_name(p.kv_dtype);
+    return dtype_name(p.dtype) + kv + " " + std::to_string(p.q_heads) + "/" + std::to_string(p.kv_heads) + " heads of " +
            std::to_string(p.head_dim) + ", page " + std::to_string(p.page_size);
 }
 
@@ -144,8 +155,8 @@ EngineConfig read_engine_config(const std::filesystem::path& path) {
     if (!in) raise(ErrorCode::kIo, "cannot read the engine configuration " + path.string());
     try {
         const json root = json::parse(in, nullptr, true, /*ignore_comments=*/true);
-        known_fields(root, {"schema", "kind", "name", "models", "tensor_parallel", "dtype", "page_size", "batch", "context",
-                            "max_tokens", "sharing", "configs", "targets"});
+        known_fields(root, {"schema", "kind", "name", "models", "tensor_parallel", "dtype", "kv_dtype", "page_size", "batch",
+                            "context", "max_tokens", "sharing", "configs", "targets"});
         if (root.at("kind").get<std::string>() != "engine" || root.at("schema").get<int>() != 1)
             raise(ErrorCode::kIo, "kind " + root.at("kind").dump() + ", schema " + root.at("schema").dump() +
                                       "; this reader knows kind \"engine\", schema 1");

@@ -26,11 +26,15 @@ TraceProblem problem_from(const json& line) {
     const json &problem = line.at("problem"), &config = line.at("config");
     const auto dtype = problem.at("dtype").get<std::string>();
     if (dtype != "fp16" && dtype != "bf16") raise(ErrorCode::kIo, "dtype \"" + dtype + "\" is neither fp16 nor bf16");
+    const std::string kv_dtype = problem.value("kv_dtype", kv_dtype_name(KvDType::as_q));
+    if (kv_dtype != kv_dtype_name(KvDType::as_q) && kv_dtype != kv_dtype_name(KvDType::e4m3))
+        raise(ErrorCode::kIo, "kv_dtype \"" + kv_dtype + "\" is neither as_q nor fp8_e4m3");
     record.problem = {.q_heads = problem.at("q_heads"),
                       .kv_heads = problem.at("kv_heads"),
                       .head_dim = problem.at("head_dim"),
                       .head_dim_v = problem.at("head_dim_v"),
                       .dtype = dtype == "fp16" ? DType::fp16 : DType::bf16,
+                      .kv_dtype = kv_dtype == kv_dtype_name(KvDType::e4m3) ? KvDType::e4m3 : KvDType::as_q,
                       .page_size = problem.at("page_size"),
                       .scale = problem.at("scale"),
                       .softcap = problem.at("softcap")};
@@ -141,15 +145,11 @@ std::string write_trace(const std::vector<TraceProblem>& problems, std::uint64_t
         const DecodeProblem& problem = record.problem;
         json tree = json::array();
         for (const TraceNode& node : record.tree) tree.push_back({node.parent, node.tokens, node.requests, node.copies});
-        const json line = {{"problem",
-                            {{"q_heads", problem.q_heads},
-                             {"kv_heads", problem.kv_heads},
-                             {"head_dim", problem.head_dim},
-                             {"head_dim_v", problem.head_dim_v},
-                             {"dtype", dtype_name(problem.dtype)},
-                             {"page_size", problem.page_size},
-                             {"scale", problem.scale},
-                             {"softcap", problem.softcap}}},
+        json given = {{"q_heads", problem.q_heads},       {"kv_heads", problem.kv_heads},       {"head_dim", problem.head_dim},
+                      {"head_dim_v", problem.head_dim_v}, {"dtype", dtype_name(problem.dtype)}, {"page_size", problem.page_size},
+                      {"scale", problem.scale},           {"softcap", problem.softcap}};
+        if (problem.kv_dtype != KvDType::as_q) given["kv_dtype"] = kv_dtype_name(problem.kv_dtype);
+        const json line = {{"problem", given},
                            {"config", tune::config_json(record.config)},
                            {"target", record.target},
                            {"key", record.key},

@@ -23,9 +23,11 @@ struct Sizes {
 Sizes sizes_of(const DecodePlan::Impl& plan) {
     const DecodeProblem& problem = plan.problem;
     const DecodePlanInfo& info = plan.info;
-    const double dims = problem.head_dim + problem.head_dim_v, bytes = 2 * dims;
-    const double kv = static_cast<double>(info.hbm_bytes) - static_cast<double>(info.requests) * bytes * problem.q_heads;
-    return {info.requests, static_cast<std::int64_t>(kv / (bytes * problem.kv_heads)) + plan.grown_tokens,
+    const double dims = problem.head_dim + problem.head_dim_v;
+    const double row = dims * static_cast<double>(dtype_bytes(problem.dtype)) * problem.q_heads;
+    const double token = dims * static_cast<double>(kv_dtype_bytes(problem.kv_dtype, problem.dtype)) * problem.kv_heads;
+    const double kv = static_cast<double>(info.hbm_bytes) - static_cast<double>(info.requests) * row;
+    return {info.requests, static_cast<std::int64_t>(kv / token) + plan.grown_tokens,
             static_cast<std::int64_t>(info.flops / (2 * dims * problem.q_heads))};
 }
 

@@ -9,6 +9,8 @@
 namespace sapwood {
 namespace {
 
+bool e4m3(const KernelKey& key) { return key.kv_dtype == static_cast<int>(KvDType::e4m3); }
+
 std::uint32_t threads(const KernelKey& key) { return (key.warps + key.producers) * 32u; }
 
 }  // namespace
@@ -21,6 +23,7 @@ KernelSource decode_source(const KernelKey& key) {
             .entry = "sapwood_decode",
             .slots = {
                 {"element", key.dtype == static_cast<int>(DType::fp16) ? "Fp16" : "Bf16"},
+                {"kv_element", e4m3(key) ? "E4m3Kv" : "SameKv<Element>"},
                 {"kv_source", kv_source},
                 {"score", score_policy(static_cast<Score>(key.score))},
                 {"mainloop", mainloop_name(static_cast<Mainloop>(key.mainloop))},
@@ -38,8 +41,8 @@ KernelSource decode_source(const KernelKey& key) {
 }
 
 KernelResources decode_resources(const KernelKey& key) {
-    const abi::DecodeShape shape = {key.head_dim,  key.head_dim_v, key.group,  key.warps,
-                                    key.producers, key.block_kv,   key.stages, key.mask != 0};
+    const abi::DecodeShape shape = {key.head_dim, key.head_dim_v, key.group,     key.warps,          key.producers,
+                                    key.block_kv, key.stages,     key.mask != 0, e4m3(key) ? 1u : 2u};
     return {.threads = threads(key), .shared_bytes = abi::decode_shared_bytes(shape)};
 }
 

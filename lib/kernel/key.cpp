@@ -11,8 +11,10 @@ namespace {
 
 std::string decode_text(const KernelKey& key) {
     const auto number = [](unsigned value) { return std::to_string(value); };
-    return "decode/" + std::string(dtype_name(static_cast<DType>(key.dtype))) + "/d" + number(key.head_dim) + "/v" +
-           number(key.head_dim_v) + "/g" + number(key.group) + "/page" + number(key.page_size) +
+    const auto kv_dtype = static_cast<KvDType>(key.kv_dtype);
+    return "decode/" + std::string(dtype_name(static_cast<DType>(key.dtype))) +
+           (kv_dtype != KvDType::as_q ? std::string("/").append(kv_dtype_name(kv_dtype)) : std::string()) + "/d" +
+           number(key.head_dim) + "/v" + number(key.head_dim_v) + "/g" + number(key.group) + "/page" + number(key.page_size) +
            (key.score == static_cast<unsigned>(Score::negated) ? "/neg" : "/cap" + number(key.score)) +
            (key.mask != 0 ? "/mask" + number(key.mask) : "") + "/" + mainloop_name(static_cast<Mainloop>(key.mainloop)) + "/w" +
            number(key.warps) + "/p" + number(key.producers) + "/kv" + number(key.block_kv) + "/s" + number(key.stages) + "/b" +
@@ -80,6 +82,7 @@ KernelKey decode_key(const DecodeProblem& problem, const DecodeConfig& config, c
     KernelKey key;
     key.family = static_cast<std::uint8_t>(Family::decode);
     key.dtype = static_cast<std::uint8_t>(problem.dtype);
+    key.kv_dtype = static_cast<std::uint8_t>(problem.kv_dtype);
     key.score = static_cast<std::uint8_t>(score_of(problem.scale, problem.softcap));
     key.page_size = static_cast<std::uint8_t>(problem.page_size);
     key.mask = problem.mask ? 1 : 0;

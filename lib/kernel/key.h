@@ -42,7 +42,8 @@ struct KernelKey {
     std::uint8_t mask = 0;          // 1: some keys are seen by some requests of their node alone
     std::uint8_t out_dtype = 0;     // of a merge: StateDType, and so is its dtype
     std::uint8_t separate = 0;      // of a merge: 1: each part is a tensor of its own
-    std::array<char, 12> target{};  // "sm_90a", "host"; zero padded
+    std::uint8_t kv_dtype = 0;      // KvDType
+    std::array<char, 11> target{};  // "sm_90a", "host"; zero padded
 
     bool operator==(const KernelKey& other) const { return std::memcmp(this, &other, sizeof(KernelKey)) == 0; }
     bool operator<(const KernelKey& other) const { return std::memcmp(this, &other, sizeof(KernelKey)) < 0; }

@@ -71,6 +71,7 @@ KernelKey parse_decode_key(std::string_view text, const std::vector<std::string_
     DecodeConfig config;
     problem.kv_heads = 1;
     problem.dtype = parts.size() > 1 && parts[1] == dtype_name(DType::fp16) ? DType::fp16 : DType::bf16;
+    problem.kv_dtype = parts.size() > 2 && parts[2] == kv_dtype_name(KvDType::e4m3) ? KvDType::e4m3 : KvDType::as_q;
     problem.head_dim = number(parts, "d");
     problem.head_dim_v = number(parts, "v");
     problem.q_heads = number(parts, "g");
@@ -118,6 +119,7 @@ DecodeProblem problem_of(const KernelKey& key) {
     problem.head_dim = key.head_dim;
     problem.head_dim_v = key.head_dim_v;
     problem.dtype = static_cast<DType>(key.dtype);
+    problem.kv_dtype = static_cast<KvDType>(key.kv_dtype);
     problem.page_size = key.page_size;
     problem.mask = key.mask != 0;
     problem.scale = key.score == static_cast<std::uint8_t>(Score::negated) ? -1.0f : 1.0f;

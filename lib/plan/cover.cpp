@@ -170,8 +170,9 @@ private:
 
 CostModel cost_model(const DecodeProblem& problem, const DecodeConfig& config) {
     CostModel model;
-    model.token_bytes =
-        static_cast<double>(problem.head_dim + problem.head_dim_v) * static_cast<double>(dtype_bytes(problem.dtype));
+    model.token_bytes = static_cast<double>(problem.head_dim + problem.head_dim_v) *
+                        static_cast<double>(kv_dtype_bytes(problem.kv_dtype, problem.dtype));
+    model.values_a_byte = (problem.head_dim + problem.head_dim_v) / model.token_bytes;
     model.partial_bytes = group_of(problem) * (problem.head_dim_v + 1) * 4.0 * 2.0;
     model.capacity = static_cast<std::int32_t>(abi::decode_block_q(shape_of(problem, config))) / group_of(problem);
     return model;

@@ -24,12 +24,13 @@
 namespace sapwood {
 
 struct CostModel {
-    double token_bytes = 0;     // K and V of one token
-    double reread = 1 / 1.8;    // a byte from L2 against one from HBM: 3.0 / 5.5 TB/s
-    double partial_bytes = 0;   // write and read of one request's fp32 partial rows and LSE, at the full price: by the time they
-                                // are added up many have left L2
-    double item_bytes = 8192;   // start and end of a work item: about 0.35 us of one SM's share of the bandwidth
-    std::int32_t capacity = 1;  // requests a block
+    double token_bytes = 0;      // K and V of one token
+    double values_a_byte = 0.5;  // of these: arithmetic goes by values, loads by bytes
+    double reread = 1 / 1.8;     // a byte from L2 against one from HBM: 3.0 / 5.5 TB/s
+    double partial_bytes = 0;    // write and read of one request's fp32 partial rows and LSE, at the full price: by the time they
+                                 // are added up many have left L2
+    double item_bytes = 8192;    // start and end of a work item: about 0.35 us of one SM's share of the bandwidth
+    std::int32_t capacity = 1;   // requests a block
 };
 
 CostModel cost_model(const DecodeProblem& problem, const DecodeConfig& config);

@@ -216,8 +216,8 @@ DecodePlanInfo DecodePlan::info() const {
     DecodePlanInfo info = impl_->info;
     info.tuned = impl_->tuned;
     // Patched lengths: the totals that follow from them alone.
-    const double bytes = static_cast<double>(impl_->grown_tokens) * impl_->problem.kv_heads * 2.0 *
-                         (impl_->problem.head_dim + impl_->problem.head_dim_v);
+    const double bytes =
+        static_cast<double>(impl_->grown_tokens) * impl_->problem.kv_heads * cost_model(impl_->problem, impl_->config).token_bytes;
     info.hbm_bytes += static_cast<std::int64_t>(bytes);
     info.kv_load_bytes += static_cast<std::int64_t>(bytes);
     return info;

@@ -46,7 +46,7 @@ ChunkCost chunk_cost(const CostModel& model, const SplitInput& input) {
     cost.again = cost.first_read * model.reread;
     cost.unit_rows = input.unit_rows;
     cost.unit = (input.unit_rows == 64 ? kWarpgroupMicroseconds : kWarpMicroseconds) / 4 * kBytesPerMicrosecond / input.sms *
-                model.token_bytes / 512;
+                model.token_bytes * model.values_a_byte / 256;
     return cost;
 }
 

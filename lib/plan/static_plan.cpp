@@ -181,7 +181,8 @@ std::unique_ptr<DecodePlan::Impl> make_static_plan(const DecodeProblem& asked, s
 
     plan->capacity = list.counts();
     const DecodeProblem& problem = plan->problem;
-    const std::int64_t token_bytes = 2ll * problem.kv_heads * (problem.head_dim + problem.head_dim_v);
+    const std::int64_t token_bytes = static_cast<std::int64_t>(kv_dtype_bytes(problem.kv_dtype, problem.dtype)) * problem.kv_heads *
+                                     (problem.head_dim + problem.head_dim_v);
     DecodePlanInfo& info = plan->info;
     info.config = plan->config;
     info.requests = requests;

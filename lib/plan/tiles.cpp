@@ -51,6 +51,9 @@ DecodeProblem complete(const DecodeProblem& asked) {
     if (problem.dtype != DType::fp16 && problem.dtype != DType::bf16) {
         refuse("dtype " + std::to_string(static_cast<int>(problem.dtype)) + " is not fp16 (1) or bf16 (2)");
     }
+    if (problem.kv_dtype != KvDType::as_q && problem.kv_dtype != KvDType::e4m3) {
+        refuse("kv_dtype " + std::to_string(static_cast<int>(problem.kv_dtype)) + " is not as_q (0) or e4m3 (1)");
+    }
     if (!one_of(problem.page_size, {0, 1, 16, 32, 64, 128})) {
         refuse("page size " + std::to_string(problem.page_size) + " is not one of 0 (contiguous), 1, 16, 32, 64, 128");
     }
@@ -70,7 +73,8 @@ abi::DecodeShape shape_of(const DecodeProblem& problem, const DecodeConfig& conf
             .producers = static_cast<unsigned>(config.producers),
             .block_kv = static_cast<unsigned>(config.block_kv),
             .stages = static_cast<unsigned>(config.stages),
-            .mask = problem.mask};
+            .mask = problem.mask,
+            .kv_bytes = static_cast<unsigned>(kv_dtype_bytes(problem.kv_dtype, problem.dtype))};
 }
 
 RegisterEstimate register_estimate(const DecodeProblem& problem, const DecodeConfig& config, const Limits& limits) {
@@ -96,6 +100,9 @@ std::string why_illegal(const DecodeProblem& problem, const DecodeConfig& config
     if (config.mainloop == Mainloop::wgmma) {
         // The products of templates/attention/decode_warpgroup_products.h: two warpgroups, 64 keys, Q in registers.
         if (limits.sm != 90) return "mainloop wgmma needs SM 9.0; " + limits.target + " has mma";
+        if (problem.kv_dtype != KvDType::as_q)
+            return std::string("mainloop wgmma reads K and V from shared memory in Q's type; kv_dtype ") +
+                   kv_dtype_name(problem.kv_dtype) + " has to be widened on the way and runs with mainloop mma";
         if (!one_of(problem.head_dim, {64, 128}) || !one_of(problem.head_dim_v, {64, 128}))
             return "mainloop wgmma is made for head dims 64 and 128, not " + std::to_string(problem.head_dim) + "/" +
                    std::to_string(problem.head_dim_v);

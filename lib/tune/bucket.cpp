@@ -69,6 +69,7 @@ Bucket bucket_of(const DecodeProblem& problem, const Sizes& sizes) {
     const KernelKey key = decode_key(problem, {}, {});
     Bucket bucket;
     bucket.dtype = key.dtype;
+    bucket.kv_dtype = key.kv_dtype;
     bucket.score = key.score;
     bucket.pages = static_cast<std::uint8_t>(problem.page_size == 0   ? PageKind::contiguous
                                              : problem.page_size == 1 ? PageKind::token
@@ -87,7 +88,8 @@ Bucket bucket_of(const DecodeProblem& problem, const Sizes& sizes) {
 }
 
 std::string Bucket::to_string() const {
-    std::string text = "decode/b" + std::to_string(version) + "/" + dtype_name(static_cast<DType>(dtype)) + "/d" +
+    std::string text = "decode/b" + std::to_string(version) + "/" + dtype_name(static_cast<DType>(dtype)) +
+                       (kv_dtype != 0 ? std::string("/") + kv_dtype_name(static_cast<KvDType>(kv_dtype)) : std::string()) + "/d" +
                        std::to_string(head_dim) + "/v" + std::to_string(head_dim_v) + "/g" + std::to_string(group) + "/" +
                        kPageKinds[std::min<std::size_t>(pages, 2)] + "/" + kScores[std::min<std::size_t>(score, 2)];
     for (const SizeField& field : kSizes) {
@@ -106,8 +108,12 @@ bool parse_bucket(std::string_view text, Bucket& bucket) {
         at = end + 1;
     }
     constexpr std::size_t kCode = 8;
-    if (parts.size() != kCode + std::size(kSizes) || parts[0] != "decode") return false;
     Bucket read;
+    if (parts.size() > 3 && parts[3] == kv_dtype_name(KvDType::e4m3)) {
+        read.kv_dtype = static_cast<std::uint8_t>(KvDType::e4m3);
+        parts.erase(parts.begin() + 3);
+    }
+    if (parts.size() != kCode + std::size(kSizes) || parts[0] != "decode") return false;
     long version = 0, dim = 0, dim_v = 0, group = 0;
     if (!number_after(parts[1], "b", version) || version != kBucketVersion) return false;
     if (!number_after(parts[3], "d", dim) || !number_after(parts[4], "v", dim_v) || !number_after(parts[5], "g", group))
@@ -135,8 +141,8 @@ bool parse_bucket(std::string_view text, Bucket& bucket) {
 }
 
 bool same_code(const Bucket& a, const Bucket& b) {
-    return a.version == b.version && a.dtype == b.dtype && a.score == b.score && a.pages == b.pages && a.head_dim == b.head_dim &&
-           a.head_dim_v == b.head_dim_v && a.group == b.group;
+    return a.version == b.version && a.dtype == b.dtype && a.kv_dtype == b.kv_dtype && a.score == b.score && a.pages == b.pages &&
+           a.head_dim == b.head_dim && a.head_dim_v == b.head_dim_v && a.group == b.group;
 }
 
 int distance(const Bucket& a, const Bucket& b) {
@@ -161,6 +167,7 @@ std::size_t BucketHash::operator()(const Bucket& b) const noexcept {
         std::uint64_t{b.head_dim} << 32 | std::uint64_t{b.head_dim_v} << 48);
     mix(std::uint64_t{b.group} | std::uint64_t{b.kv_heads} << 16 | std::uint64_t{b.requests} << 24 | std::uint64_t{b.unique} << 32 |
         std::uint64_t{b.sharing} << 40 | std::uint64_t{b.widest} << 48 | std::uint64_t{b.longest} << 56);
+    mix(b.kv_dtype);
     return static_cast<std::size_t>(h);
 }
 

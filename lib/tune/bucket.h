@@ -35,8 +35,9 @@ enum class PageKind : std::uint8_t { contiguous, token, pages };
 struct Bucket {
     std::uint8_t version = kBucketVersion;
     std::uint8_t dtype = 0;
-    std::uint8_t score = 0;  // Score of kernel/key.h
-    std::uint8_t pages = 0;  // PageKind
+    std::uint8_t kv_dtype = 0;  // KvDType; the text has it where it is not that of Q
+    std::uint8_t score = 0;     // Score of kernel/key.h
+    std::uint8_t pages = 0;     // PageKind
     std::uint16_t head_dim = 0, head_dim_v = 0, group = 0;
     // Half octaves: 0 for nothing, else 1 + round(2 * log2(value)).
     std::uint8_t kv_heads = 0, requests = 0, unique = 0, sharing = 0, widest = 0, longest = 0;

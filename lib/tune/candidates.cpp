@@ -69,7 +69,7 @@ std::vector<std::size_t> CandidateSet::alive() const {
 double model_cost_us(const DecodeProblem& problem, const DecodePlan::Impl& plan, const DeviceFacts& device,
                      TuneCandidate& candidate) {
     const DecodeConfig& config = plan.config;
-    const double token_bytes = 2.0 * (problem.head_dim + problem.head_dim_v);
+    const double token_bytes = cost_model(problem, config).token_bytes;
     // Units of rows that see each chunk: what compute warps work on at once.
     const SplitInput input = plan.split_input();
     double units = 0;

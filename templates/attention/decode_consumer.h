@@ -43,7 +43,10 @@ struct DecodeConsumer {
         rows.row_block = unit % blocks * Traits::kUnitWarps + warp % Traits::kUnitWarps;
         rows.part = unit / blocks < all.parts ? unit / blocks : kIdle;
         rows.first_row = rows.row_block / Traits::kUnitWarps * Traits::kUnitWarps * 16;
-        if (lane_id() == 0) shared.note(warp) = {item.request_begin, all.rows, header->kv_head, 0};
+        if constexpr (Traits::KvElement::kScaled)
+            rows.score = typename Traits::Score(params.scale_log2 * bits_f32(header->items), params.softcap_log2);
+        const u32 v_scale = Traits::KvElement::kScaled ? header->merges : 0;
+        if (lane_id() == 0) shared.note(warp) = {item.request_begin, all.rows, header->kv_head, v_scale};
         if constexpr (kTargetsEarly) targets.find(params, item.request_begin, all.rows, rows.row_block);
         rows.take_query(at.stage);
         rows.state.clear();
@@ -71,7 +74,7 @@ struct DecodeConsumer {
             const ItemNote note = shared.note(warp_id());
             warp_sync();  // all lanes have read it before the next item's is written
             if constexpr (!kTargetsEarly) targets.find(params, note.request_begin, note.rows, rows.row_block);
-            write_rows<Traits>(params, targets, note.kv_head, rows.state, rows.row_block);
+            write_rows<Traits>(params, targets, note, rows.state, rows.row_block);
         }
         const StageHeader* last = shared.header(at.stage);
         merge_partials<Traits>(params, finished, last->items, last->merges);

@@ -100,37 +100,70 @@ SAPWOOD_DEVICE void quad_transpose(u32 (&x)[4]) {
     swap(x[1], x[3], 2);
 }
 
+/// Where the accumulators of a lane lie in their row, as HalfOperands leave them: pairs of columns, eight apart. `to` is the lane's
+/// first 16 bytes or first column.
+struct PairColumns {
+    static constexpr u32 kLaneBytes = 16, kLaneColumns = 2;
+    template <class Element, u32 kBlocks>
+    SAPWOOD_DEVICE static void store(u8* to, bool wanted, const f32 (&out)[kBlocks][4], u32 h, f32 factor) {
+        // Exchanged in fours, they are 16 bytes a store and whole sectors; lanes with nothing to store take part.
+        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; i += 4) {
+            u32 x[4];
+            SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) x[j] =
+                pack2<Element>(out[i + j][h * 2] * factor, out[i + j][h * 2 + 1] * factor);
+            quad_transpose(x);
+            if (wanted) store_16(to + i * 16, x[0], x[1], x[2], x[3]);
+        }
+    }
+    template <u32 kBlocks>
+    SAPWOOD_DEVICE static void store_f32s(f32* to, const f32 (&out)[kBlocks][4], u32 h, f32 factor) {
+        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i)
+            store_f32x2(to + i * 8, out[i][h * 2] * factor, out[i][h * 2 + 1] * factor);
+    }
+};
+/// As ByteOperands leave them: four columns, sixteen apart, the even and the odd ones in neighbouring blocks.
+struct QuadColumns {
+    static constexpr u32 kLaneBytes = 8, kLaneColumns = 4;
+    template <class Element, u32 kBlocks>
+    SAPWOOD_DEVICE static void store(u8* to, bool wanted, const f32 (&out)[kBlocks][4], u32 h, f32 factor) {
+        if (!wanted) return;
+        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; i += 2) {
+            store_8(to + i * 16, pack2<Element>(out[i][h * 2] * factor, out[i + 1][h * 2] * factor),
+                    pack2<Element>(out[i][h * 2 + 1] * factor, out[i + 1][h * 2 + 1] * factor));
+        }
+    }
+    template <u32 kBlocks>
+    SAPWOOD_DEVICE static void store_f32s(f32* to, const f32 (&out)[kBlocks][4], u32 h, f32 factor) {
+        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; i += 2) {
+            store_16(to + i * 8, f32_bits(out[i][h * 2] * factor), f32_bits(out[i + 1][h * 2] * factor),
+                     f32_bits(out[i][h * 2 + 1] * factor), f32_bits(out[i + 1][h * 2 + 1] * factor));
+        }
+    }
+};
+
 /// One 16-row block of a finished item: each row final or partial.
 template <class Traits>
-SAPWOOD_DEVICE void write_rows(const abi::DecodeParams& params, const RowTargets<Traits>& targets, u32 kv_head,
+SAPWOOD_DEVICE void write_rows(const abi::DecodeParams& params, const RowTargets<Traits>& targets, const ItemNote& note,
                                const SoftmaxState<Traits::kHeadDimV>& state, u32 row_block) {
-    using Element = typename Traits::Element;
-    const u32 lane = lane_id();
+    using Columns = typename Select<Traits::kKvBytes == 1, QuadColumns, PairColumns>::Type;
+    const u32 lane = lane_id(), kv_head = note.kv_head;
     SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
         const u32 row = row_block * 16 + lane / 4 + h * 8;
         const u32 in_group = row % Traits::kGroup;
         const abi::ItemRequest& entry = targets.entry[h];
-        const RowEnd end = state.end(h);
+        RowEnd end = state.end(h);
+        if constexpr (Traits::KvElement::kScaled) end.inverse *= bits_f32(note.v_scale);
         const bool final = entry.slot == abi::kFinal;
         if (final && lane % 4 == 0) write_lse<Traits>(params, entry.request, kv_head, in_group, end);
         if (warp_any(final)) {
-            // A lane's own columns are pairs, eight apart: exchanged in fours, they are 16 bytes a store and whole sectors.
-            u8* out = final ? out_row<Traits>(params, entry.request, kv_head, in_group) + lane % 4 * 16 : nullptr;
-            SAPWOOD_UNROLL for (u32 i = 0; i < Traits::kHeadDimV / 8; i += 4) {
-                u32 x[4];
-                SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) x[j] =
-                    pack2<Element>(state.out[i + j][h * 2] * end.inverse, state.out[i + j][h * 2 + 1] * end.inverse);
-                quad_transpose(x);
-                if (final) store_16(out + i * 16, x[0], x[1], x[2], x[3]);
-            }
+            u8* out = final ? out_row<Traits>(params, entry.request, kv_head, in_group) + lane % 4 * Columns::kLaneBytes : nullptr;
+            Columns::template store<typename Traits::Element>(out, final, state.out, h, end.inverse);
         }
         if (entry.slot >= 0) {
             const u64 part = (static_cast<u64>(entry.slot) * params.kv_heads + kv_head) * Traits::kGroup + in_group;
             if (lane % 4 == 0) store_f32(params.partial_exponent + part, end.exponent);
-            f32* out = params.partial_out + part * Traits::kHeadDimV + lane % 4 * 2;
-            SAPWOOD_UNROLL for (u32 i = 0; i < Traits::kHeadDimV / 8; ++i) {
-                store_f32x2(out + i * 8, state.out[i][h * 2] * end.inverse, state.out[i][h * 2 + 1] * end.inverse);
-            }
+            f32* out = params.partial_out + part * Traits::kHeadDimV + lane % 4 * Columns::kLaneColumns;
+            Columns::store_f32s(out, state.out, h, end.inverse);
         }
     }
 }

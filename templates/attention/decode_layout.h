@@ -16,6 +16,7 @@ enum class Mainloop : unsigned { mma = 1, wgmma = 2 };
 struct DecodeShape {
     unsigned head_dim, head_dim_v, group, warps, producers, block_kv, stages;
     bool mask;
+    unsigned kv_bytes = 2;  // of an element of K and V
 };
 
 constexpr unsigned align_up(unsigned value, unsigned to) { return (value + to - 1) / to * to; }
@@ -39,7 +40,7 @@ constexpr unsigned decode_header_bytes(const DecodeShape& s) {
     const unsigned stats = s.warps / 2 * 16 * 2 * 4;
     return align_up(32 + max_unsigned(decode_chunk_bytes(s) + decode_mask_bytes(s), stats), 128);
 }
-constexpr unsigned decode_tile_bytes(const DecodeShape& s) { return s.block_kv * (s.head_dim + s.head_dim_v) * 2; }
+constexpr unsigned decode_tile_bytes(const DecodeShape& s) { return s.block_kv * (s.head_dim + s.head_dim_v) * s.kv_bytes; }
 /// A stage serves as K and V tile, as Q tile, or as scratch where warps that shared one row block by keys add up their results.
 constexpr unsigned decode_stage_bytes(const DecodeShape& s) {
     const unsigned query = decode_block_q(s) * s.head_dim * 2;

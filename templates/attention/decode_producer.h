@@ -83,13 +83,29 @@ struct DecodeProducer {
         }
         return found;
     }
-    SAPWOOD_DEVICE void send_query(u32 kv_head, const QueryRows& found) {
+    /// Of a KV head: bits of the factors of its keys and values.
+    struct Scales {
+        u32 k = 0x3f800000, v = 0x3f800000;
+    };
+    SAPWOOD_DEVICE Scales find_scales(u32 kv_head) const {
+        Scales found;
+        if (leader() && params.k_scale != nullptr) found.k = load_readonly_4(params.k_scale + kv_head);
+        if (leader() && params.v_scale != nullptr) found.v = load_readonly_4(params.v_scale + kv_head);
+        return found;
+    }
+    SAPWOOD_DEVICE void send_query(u32 kv_head, const QueryRows& found, Scales scales) {
         const u32 rows = item.requests * Traits::kGroup;
         const u8* head = static_cast<const u8*>(params.q) + static_cast<u64>(kv_head) * Traits::kGroup * params.q_head_stride;
         constexpr u32 kColumns = Traits::kHeadDim / 8;
         constexpr u32 kCount = (kRows < 32 ? kRows : 32) * kColumns;
         shared.ring.wait_empty(at);
         write_header(abi::StageKind::query, kv_head);
+        if constexpr (Traits::KvElement::kScaled) {
+            if (leader()) {
+                shared.header(at.stage)->items = scales.k;
+                shared.header(at.stage)->merges = scales.v;
+            }
+        }
         SAPWOOD_UNROLL for (u32 g = 0; g < kRowGroups; ++g) {
             const u32 begin = warp * kRows + g * 32;
             if (begin >= rows) break;
@@ -164,17 +180,17 @@ struct DecodeProducer {
     }
     template <bool kWhole>
     SAPWOOD_DEVICE void copy_chunk(u32 k_stage, u32 v_stage, u32 chunk, u32 own_row, const u8* k, const u8* v) {
-        copy_rows<typename Traits::KTile, Traits::kHeadDim / 8, kWhole>(k_stage, chunk, own_row, k, params.k_token_stride);
-        copy_rows<typename Traits::VTile, Traits::kHeadDimV / 8, kWhole>(v_stage, chunk, own_row, v, params.v_token_stride);
+        copy_rows<typename Traits::KTile, Traits::kKColumns, kWhole>(k_stage, chunk, own_row, k, params.k_token_stride);
+        copy_rows<typename Traits::VTile, Traits::kVColumns, kWhole>(v_stage, chunk, own_row, v, params.v_token_stride);
     }
     /// 16 rows, 16 bytes a lane and step. A row that is no token (kWhole: there is none) becomes zeros: its weight is 0, and 0 *
     /// NaN would not be.
     template <class Tile, u32 kColumns, bool kWhole>
     SAPWOOD_DEVICE void copy_rows(u32 stage, u32 chunk, u32 own_row, const u8* base, u32 token_stride) {
         if constexpr (32 % kColumns == 0) {
-            constexpr u32 kRowsAStep = 32 / kColumns;
+            constexpr u32 kRowsAStep = 32 / kColumns, kPermuted = kColumns < 8 ? kColumns : 8;
             // The rows of one step have the keys of its first row, XOR the row within the step: one XOR with a constant.
-            const u32 lane_column = (lane % 8 ^ Tile::key(lane / kColumns)) * 16;
+            const u32 lane_column = (lane % kPermuted ^ Tile::key(lane / kColumns)) * 16;
             const u32 lane_to =
                 stage + (chunk * abi::kChunkTokens + lane / kColumns) * Tile::kPitch + lane % kColumns / 8 * Tile::kGroupStride;
             const auto copy = [&](u32 first) {
@@ -240,9 +256,11 @@ struct DecodeProducer {
         // once a tile, because a ring would index them at run time.
         u32 chunk[2 * kAhead];
         u32 row[kAhead];
+        Scales scales;
+        if constexpr (Traits::KvElement::kScaled) scales = find_scales(kv_head);
         SAPWOOD_UNROLL for (u32 i = 0; i < 2 * kAhead; ++i) chunk[i] = beginning.chunk[i];
         SAPWOOD_UNROLL for (u32 i = 0; i < kAhead; ++i) row[i] = find_row(chunk[i]);
-        send_query(kv_head, beginning.query);
+        send_query(kv_head, beginning.query, scales);
         const u8* k = static_cast<const u8*>(params.k) + static_cast<u64>(kv_head) * static_cast<u64>(params.k_head_stride);
         const u8* v = static_cast<const u8*>(params.v) + static_cast<u64>(kv_head) * static_cast<u64>(params.v_head_stride);
         for (u32 tile = 0; tile < item.tiles || tile < 2; ++tile) {

@@ -2,7 +2,7 @@
 // What a compute warp does with the scores of its 16 query rows, whoever multiplied them: mask, running maximum, exponentials.
 #pragma once
 
-#include "attention/decode_traits.h"
+#include "attention/decode_operands.h"
 #include "attention/softmax_state.h"
 
 namespace sapwood::kernel {
@@ -20,10 +20,11 @@ struct ChunkView {
 
 template <class Traits>
 struct DecodeRows {
+    using Operands = typename Select<Traits::kKvBytes == 1, ByteOperands<Traits>, HalfOperands<Traits>>::Type;
     static constexpr u32 kSteps = Traits::kHeadDim / 16;
 
     const DecodeShared<Traits>& shared;
-    const typename Traits::Score score;
+    typename Traits::Score score;
     const u32 lane;
     SoftmaxState<Traits::kHeadDimV> state;
     u32 query[Traits::kQueryInRegisters ? kSteps : 1][4];
@@ -44,21 +45,15 @@ struct DecodeRows {
         return {words.y, words.z};
     }
 
-    /// ldmatrix lane addresses of A fragments: row l%16, column l/16.
-    SAPWOOD_DEVICE u32 a_address(u32 tile, u32 step) const { return tile + Traits::QTile::offset(lane % 16, step * 2 + lane / 16); }
     SAPWOOD_DEVICE u32 query_hold() const { return shared.address + Traits::kQueryHold + warp_id() * 16 * Traits::QTile::kPitch; }
 
     SAPWOOD_DEVICE void take_query(u32 stage) {
         const u32 tile = shared.stage(stage) + row_block * 16 * Traits::QTile::kPitch;
         if constexpr (Traits::kQueryInRegisters) {
-            SAPWOOD_UNROLL for (u32 step = 0; step < kSteps; ++step) ldmatrix_x4(query[step], a_address(tile, step));
+            SAPWOOD_UNROLL for (u32 step = 0; step < kSteps; ++step) Operands::load_query(query[step], shared, tile, step, lane);
         } else {
             // Too many registers: keep the warp's 16 rows in shared memory and read a fragment a step.
-            const u8* from = shared.base + (tile - shared.address);
-            u8* to = shared.base + (query_hold() - shared.address);
-            for (u32 i = lane; i < Traits::kHeadDim * 2; i += 32) {
-                reinterpret_cast<U32x4*>(to)[i] = reinterpret_cast<const U32x4*>(from)[i];
-            }
+            Operands::hold_query(shared, tile, query_hold(), lane);
         }
     }
 

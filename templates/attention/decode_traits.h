@@ -2,6 +2,7 @@
 #pragma once
 
 #include "attention/decode_layout.h"
+#include "attention/kv_element.h"
 #include "isa/isa.h"
 #include "memory/panels.h"
 #include "memory/ring.h"
@@ -13,8 +14,10 @@ namespace sapwood::kernel {
 template <class Config>
 struct DecodeTraits : Config {
     using Element = typename Config::Element;
-    static constexpr abi::DecodeShape kShape = {Config::kHeadDim,   Config::kHeadDimV, Config::kGroup,  Config::kWarps,
-                                                Config::kProducers, Config::kBlockKv,  Config::kStages, Config::kMask};
+    static constexpr u32 kKvBytes = Config::KvElement::kBytes;
+    static constexpr abi::DecodeShape kShape = {Config::kHeadDim, Config::kHeadDimV,  Config::kGroup,
+                                                Config::kWarps,   Config::kProducers, Config::kBlockKv,
+                                                Config::kStages,  Config::kMask,      kKvBytes};
     static constexpr u32 kBlockQ = abi::decode_block_q(kShape);
     static constexpr u32 kChunks = Config::kBlockKv / abi::kChunkTokens;  // a tile
     static constexpr u32 kComputeThreads = Config::kWarps * 32;
@@ -29,13 +32,15 @@ struct DecodeTraits : Config {
     // turns over the keys.
     static constexpr bool kWarpgroups = Config::kMainloop == abi::Mainloop::wgmma;
     static constexpr u32 kUnitWarps = kWarpgroups ? 4 : 1;
+    static_assert(!kWarpgroups || kKvBytes == 2, "wgmma reads both operands in one type");
 
     template <u32 kColumns>
     using KvTile = typename Select<kWarpgroups, Panels<kColumns, Config::kBlockKv>, Swizzle<kColumns>>::Type;
     using QTile = Swizzle<Config::kHeadDim / 8>;
-    using KTile = KvTile<Config::kHeadDim / 8>;
-    using VTile = KvTile<Config::kHeadDimV / 8>;
-    static constexpr u32 kKTileBytes = Config::kBlockKv * Config::kHeadDim * 2;
+    static constexpr u32 kKColumns = Config::kHeadDim * kKvBytes / 16, kVColumns = Config::kHeadDimV * kKvBytes / 16;
+    using KTile = KvTile<kKColumns>;
+    using VTile = KvTile<kVColumns>;
+    static constexpr u32 kKTileBytes = Config::kBlockKv * Config::kHeadDim * kKvBytes;
 
     static constexpr u32 kStageBytes = abi::decode_stage_bytes(kShape);
     static constexpr u32 kHeaderBytes = abi::decode_header_bytes(kShape);
@@ -51,14 +56,15 @@ struct DecodeTraits : Config {
 /// First words of a stage's header; the tile's chunks follow at byte 32.
 struct alignas(16) StageHeader {
     u32 kind;
-    u32 kv_head;     // of a query stage
-    u32 items;       // of the stop stage: work items of the launch, all heads
-    u32 merges;      // of the stop stage
+    u32 kv_head;  // of a query stage
+    u32 items;   // of the stop stage: work items of the launch, all heads; of a query stage: bits of the keys' factor, if they have
+                 // one
+    u32 merges;  // of the stop stage; of a query stage: bits of the values' factor
     abi::Item item;  // of a query stage
 };
 
 struct alignas(16) ItemNote {
-    u32 request_begin, rows, kv_head, reserved;
+    u32 request_begin, rows, kv_head, v_scale;
 };
 
 /// The block's shared memory, seen through the traits.

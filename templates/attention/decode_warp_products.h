@@ -9,12 +9,13 @@ namespace sapwood::kernel {
 template <class Traits>
 struct WarpProducts : DecodeRows<Traits> {
     using Rows = DecodeRows<Traits>;
-    using Element = typename Traits::Element;
+    using Operands = typename Rows::Operands;
     using Rows::kSteps;
     using Rows::lane;
-    // Both chunks of a pair at once keep twice as many products in flight, where there are registers for their scores.
-    static constexpr bool kPairs =
-        Traits::kMoveRegisters || Traits::kHeadDimV < 128 || (Traits::kWarps == 4 && Traits::kHeadDimV < 256);
+    // Both chunks of a pair at once keep twice as many products in flight, where there are registers for their scores (and for
+    // bytes on the way to operands).
+    static constexpr bool kPairs = (Traits::kMoveRegisters && (kRegistersMove || Traits::kKvBytes == 2)) ||
+                                   Traits::kHeadDimV < 128 || (Traits::kWarps == 4 && Traits::kHeadDimV < 256);
 
     using Rows::Rows;
 
@@ -54,26 +55,16 @@ private:
 
     SAPWOOD_DEVICE bool sees(const ChunkView& chunk) const { return chunk.meets(this->row_block * 16, 16); }
 
-    /// kCount neighbouring chunks of one tile, all of their keys at once. ldmatrix lane addresses: V takes row l%16, column l/16; K
-    /// takes row l%8 + 8*(l/16), column (l/8)%2.
+    /// kCount neighbouring chunks of one tile, all of their keys at once.
     template <u32 kCount>
     SAPWOOD_DEVICE void attend(u32 k_tile, u32 v_tile, const ChunkView (&chunks)[kCount], u32 stage, u32 index) {
         f32 s[kCount * 2][4] = {};
-        // With Q in shared memory, four steps at a time: all of them unrolled would have every fragment in flight and spill.
-        constexpr u32 kUnrolled = Traits::kQueryInRegisters ? kSteps : 4;
-        SAPWOOD_NO_UNROLL for (u32 first = 0; first < kSteps; first += kUnrolled) {
-            const RowAddresses<typename Traits::KTile> keys(k_tile + first * 32, lane % 8 + lane / 16 * 8, lane / 8 % 2);
-            SAPWOOD_UNROLL for (u32 i = 0; i < kUnrolled; ++i) {
-                u32 held[4];
-                if constexpr (!Traits::kQueryInRegisters) ldmatrix_x4(held, this->a_address(this->query_hold(), first + i));
-                const u32(&a)[4] = Traits::kQueryInRegisters ? this->query[Traits::kQueryInRegisters ? i : 0] : held;
-                SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
-                    u32 b[4];
-                    ldmatrix_x4(b, keys.at(i, c * 16));
-                    mma_16x8x16<Element>(s[c * 2], a, b[0], b[1]);
-                    mma_16x8x16<Element>(s[c * 2 + 1], a, b[2], b[3]);
-                }
-            }
+        SAPWOOD_NO_UNROLL for (u32 first = 0; first < kSteps; first += Operands::kUnrolled) {
+            Operands::template multiply_keys<kCount>(s, k_tile, first, lane, [&](u32(&held)[4], u32 i) -> const u32(&)[4] {
+                if constexpr (Traits::kQueryInRegisters) return this->query[i];
+                ldmatrix_x4(held, query_address<Traits>(this->query_hold(), first + i, lane));
+                return held;
+            });
         }
         this->transform(s);
         this->mask_unless_whole(s, chunks, stage, index);
@@ -82,13 +73,8 @@ private:
         const RowAddresses<typename Traits::VTile> values(v_tile, lane % 16, lane / 16);
         SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
             u32 p[4];
-            pack_weights<Element>(p, s[c * 2], s[c * 2 + 1]);
-            SAPWOOD_UNROLL for (u32 d = 0; d < Traits::kHeadDimV / 16; ++d) {
-                u32 b[4];
-                ldmatrix_x4_trans(b, values.at(d, c * 16));
-                mma_16x8x16<Element>(this->state.out[d * 2], p, b[0], b[1]);
-                mma_16x8x16<Element>(this->state.out[d * 2 + 1], p, b[2], b[3]);
-            }
+            pack_weights<typename Traits::KvElement::Weight>(p, s[c * 2], s[c * 2 + 1]);
+            Operands::multiply_values(this->state.out, p, values, c);
         }
     }
 };
