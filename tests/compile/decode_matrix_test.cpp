@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <mutex>
+#include <string_view>
 
 #include "cuda/device.h"
 #include "cuda/nvrtc.h"
@@ -21,6 +22,7 @@ struct Shape {
     float softcap;
     bool shared;  // one prefix under all requests (wide blocks), or a run of its own for each (narrow ones)
     Mainloop mainloop = Mainloop::mma;
+    KvDType kv_dtype = KvDType::as_q;
 };
 
 // Those that every SM must have, then more of them for one SM: each value of each field, in combinations that differ.
@@ -33,11 +35,25 @@ constexpr Shape kOnOne[] = {
     {DType::fp16, 128, 0, 16, 1, 30, true},   {DType::bf16, 128, 0, 3, 0, 0, true},  {DType::fp16, 192, 0, 1, 1, 0, false},
     {DType::bf16, 192, 128, 4, 16, 50, true}, {DType::bf16, 256, 0, 5, 0, 0, false},
 };
+// fp8 KV: SMs with and without the conversion, by instruction or by shifts.
+constexpr KvDType kFp8 = KvDType::e4m3;
+constexpr const char* kFp8Targets[] = {"sm_80", "sm_89", "sm_90a", "sm_120a"};
+constexpr Shape kFp8Shapes[] = {
+    {DType::bf16, 128, 0, 4, 16, 0, true, Mainloop::mma, kFp8},
+    {DType::fp16, 64, 0, 8, 1, 30, false, Mainloop::mma, kFp8},
+    {DType::fp16, 128, 0, 8, 0, 0, false, Mainloop::mma, kFp8},
+    {DType::bf16, 192, 128, 16, 64, 0, true, Mainloop::mma, kFp8},
+};
 // For sm_90a alone.
 constexpr Shape kWarpgroups[] = {
     {DType::fp16, 128, 0, 4, 1, 0, true, Mainloop::wgmma},    {DType::bf16, 128, 0, 16, 64, 50, true, Mainloop::wgmma},
     {DType::bf16, 64, 0, 8, 0, 0, false, Mainloop::wgmma},    {DType::fp16, 64, 128, 1, 16, 0, true, Mainloop::wgmma},
     {DType::fp16, 128, 64, 7, 32, 30, true, Mainloop::wgmma},
+};
+constexpr Shape kFp8OnOne[] = {
+    {DType::bf16, 96, 0, 5, 1, 0, true, Mainloop::mma, kFp8},
+    {DType::fp16, 192, 0, 3, 16, 0, false, Mainloop::mma, kFp8},
+    {DType::bf16, 256, 0, 4, 0, 50, true, Mainloop::mma, kFp8},
 };
 
 Forest forest_for(const Shape& shape) {
@@ -53,6 +69,7 @@ std::string fault_of(Engine& engine, const Shape& shape) {
                                           .head_dim = shape.head_dim,
                                           .head_dim_v = shape.head_dim_v,
                                           .dtype = shape.dtype,
+                                          .kv_dtype = shape.kv_dtype,
                                           .page_size = shape.page_size,
                                           .softcap = shape.softcap},
                                          forest_for(shape), {.mainloop = shape.mainloop});
@@ -97,7 +114,10 @@ TEST_CASE("compile matrix: default decode kernels on every SM spill nothing and 
         }
         engines.push_back(std::make_unique<Engine>(EngineOptions{.target = target, .cache_dir = dir.path() / "cache"}));
         for (const Shape& shape : kEverywhere) jobs.emplace_back(engines.back().get(), &shape);
+        if (std::find(std::begin(kFp8Targets), std::end(kFp8Targets), std::string_view(target)) != std::end(kFp8Targets))
+            for (const Shape& shape : kFp8Shapes) jobs.emplace_back(engines.back().get(), &shape);
         if (engines.size() > 1) continue;
+        for (const Shape& shape : kFp8OnOne) jobs.emplace_back(engines.back().get(), &shape);
         for (const Shape& shape : kOnOne) jobs.emplace_back(engines.back().get(), &shape);
         for (const Shape& shape : kWarpgroups) jobs.emplace_back(engines.back().get(), &shape);
     }

@@ -78,13 +78,15 @@ DecodeProblem DecodeCase::problem() const {
             .head_dim = head_dim,
             .head_dim_v = head_dim_v == 0 ? head_dim : head_dim_v,
             .dtype = dtype,
+            .kv_dtype = kv_dtype,
             .page_size = page_size,
             .scale = scale,
             .softcap = softcap};
 }
 
 std::string DecodeCase::to_string() const {
-    std::string text = std::string(name) + ": " + dtype_name(dtype) + " d" + std::to_string(head_dim);
+    std::string text = std::string(name) + ": " + dtype_name(dtype) + (kv_dtype == KvDType::as_q ? "" : " KV fp8_e4m3") + " d" +
+                       std::to_string(head_dim);
     if (head_dim_v != 0) text.append("/").append(std::to_string(head_dim_v));
     return text + " group " + std::to_string(group) + " page " + std::to_string(page_size) + " config " + config.to_string();
 }

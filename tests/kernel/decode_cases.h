@@ -48,8 +48,9 @@ struct DecodeCase {
     Layout layout = Layout::nhd;
     float scale = 0, softcap = 0;
     bool lse = true;
-    std::int32_t pathless = 1;  // requests on no node at all
+    std::int32_t pathless = 1;      // requests on no node at all
     std::vector<TestDraft> drafts;  // their requests come after the tree's
+    KvDType kv_dtype = KvDType::as_q;
 
     DecodeProblem problem() const;
     std::string to_string() const;
@@ -65,7 +66,9 @@ public:
     DecodeCase which;
     Forest forest;
     DecodeTensors tensors;
-    std::vector<std::uint16_t> q, k, v, out;
+    std::vector<std::uint16_t> q, out;
+    std::vector<std::uint8_t> k, v;       // bytes: elements of one or two
+    std::vector<float> k_scale, v_scale;  // of e4m3 K and V; else empty
     std::vector<float> lse;
     std::vector<std::int32_t> pages;
     /// Numbers that the values of a node's tokens and of a request's query follow from. Change them, then fill(), to give other ids

@@ -17,7 +17,7 @@ namespace {
 using support::Stream;
 
 constexpr std::uint64_t kSeed = 20;
-constexpr std::int64_t kGap = 8;  // elements behind a head in the padded layout; twice that behind a token
+constexpr std::int64_t kGap = 16;  // elements behind a head in the padded layout; twice that behind a token
 
 struct Extent {
     std::int64_t row, head, size;  // strides and the whole, in elements
@@ -58,10 +58,11 @@ Scene::Scene(const DecodeCase& given) : which(given) {
         pages.resize(static_cast<std::size_t>(table));
         rows = pool * which.page_size;
     }
-    const auto make = [&](std::vector<std::uint16_t>& values, bool is_kv, std::int64_t count, std::int64_t heads, std::int64_t dim,
+    const bool bytes = which.kv_dtype == KvDType::e4m3;
+    const auto make = [&](auto& values, bool is_kv, std::int64_t count, std::int64_t heads, std::int64_t dim,
                           std::int64_t& row_stride, std::int64_t& head_stride) {
         const Extent all = extent(which.layout, is_kv, count, heads, dim);
-        values.assign(static_cast<std::size_t>(all.size), support::kNan16);
+        values.resize(static_cast<std::size_t>(all.size) * (is_kv && !bytes ? 2 : 1));
         row_stride = which.layout == Layout::nhd ? 0 : all.row;  // 0: packed is what the library assumes
         head_stride = which.layout == Layout::nhd ? 0 : all.head;
         return values.data();
@@ -76,6 +77,16 @@ Scene::Scene(const DecodeCase& given) : which(given) {
         tensors.lse = lse.data();
     }
     if (which.page_size > 0) tensors.page_table = pages.data();
+    std::fill(q.begin(), q.end(), support::kNan16);
+    for (std::vector<std::uint8_t>* pool : {&k, &v}) {
+        for (std::size_t i = 0; i < pool->size(); ++i)
+            (*pool)[i] = bytes ? support::kNan8 : static_cast<std::uint8_t>(support::kNan16 >> i % 2 * 8);
+    }
+    for (std::int32_t h = 0; bytes && h < problem.kv_heads; ++h) {
+        k_scale.push_back(0.75f + 0.5f * static_cast<float>(h));
+        v_scale.push_back(1.5f / static_cast<float>(1 + h));
+    }
+    if (bytes) tensors.k_scale = k_scale.data(), tensors.v_scale = v_scale.data();
     fill();
     poison();
 }
@@ -89,20 +100,30 @@ Node Scene::new_node(std::int32_t parent, std::int64_t tokens) {
 
 void Scene::fill() {
     const DecodeProblem p = which.problem();
-    const auto put = [&](std::vector<std::uint16_t>& to, Stream stream, bool is_kv, std::int64_t row, std::int64_t number,
-                         std::int64_t heads, std::int64_t dim) {
-        const std::int64_t rows = static_cast<std::int64_t>(to.size()) / (heads * dim);  // exact for hnd, where alone it counts
-        const Extent at = extent(which.layout, is_kv, rows, heads, dim);
+    const auto each = [&](const Extent& at, Stream stream, std::int64_t row, std::int64_t number, std::int64_t heads,
+                          std::int64_t dim, const auto& put) {
         for (std::int64_t h = 0; h < heads; ++h) {
             for (std::int64_t d = 0; d < dim; ++d) {
                 const auto index = static_cast<std::uint64_t>((number * heads + h) * dim + d);
-                to[static_cast<std::size_t>(row * at.row + h * at.head + d)] =
-                    support::round_to(p.dtype, support::value(kSeed, stream, index));
+                put(static_cast<std::size_t>(row * at.row + h * at.head + d), support::value(kSeed, stream, index));
             }
         }
     };
+    const std::size_t size = kv_dtype_bytes(p.kv_dtype, p.dtype);
+    const auto put = [&](std::vector<std::uint8_t>& to, Stream stream, std::int64_t row, std::int64_t number, std::int64_t dim) {
+        // Exact for hnd, where alone it counts.
+        const std::int64_t rows = static_cast<std::int64_t>(to.size() / size) / (p.kv_heads * dim);
+        each(extent(which.layout, true, rows, p.kv_heads, dim), stream, row, number, p.kv_heads, dim,
+             [&](std::size_t at, float value) {
+                 if (size == 1) return static_cast<void>(to[at] = support::to_e4m3(value));
+                 const std::uint16_t bits = support::round_to(p.dtype, value);
+                 std::memcpy(&to[at * 2], &bits, 2);
+             });
+    };
+    const Extent of_q = extent(which.layout, false, 1, p.q_heads, p.head_dim);
     for (std::size_t r = 0; r < query.size(); ++r)
-        put(q, Stream::q, false, static_cast<std::int64_t>(r), query[r], p.q_heads, p.head_dim);
+        each(of_q, Stream::q, static_cast<std::int64_t>(r), query[r], p.q_heads, p.head_dim,
+             [&](std::size_t at, float value) { q[at] = support::round_to(p.dtype, value); });
     for (std::int32_t n = 0; n < forest.node_capacity(); ++n) {
         if (!forest.node_alive(n)) continue;
         for (std::int64_t t = 0; t < forest.node(n).tokens; ++t) {
@@ -111,8 +132,8 @@ void Scene::fill() {
                 which.page_size == 0 ? position
                                      : pages[static_cast<std::size_t>(position / which.page_size)] * std::int64_t{which.page_size} +
                                            position % which.page_size;
-            put(k, Stream::k, true, row, number, p.kv_heads, p.head_dim);
-            put(v, Stream::v, true, row, number, p.kv_heads, p.head_dim_v);
+            put(k, Stream::k, row, number, p.head_dim);
+            put(v, Stream::v, row, number, p.head_dim_v);
         }
     }
 }
@@ -201,8 +222,16 @@ Bound::Bound(const Target& target, Scene& scene) : target_(target), scene_(scene
         return reinterpret_cast<void*>(owned_.back());
     };
     tensors_.q = allocate(scene.q.size() * 2);
-    tensors_.k = allocate(scene.k.size() * 2);
-    tensors_.v = allocate(scene.v.size() * 2);
+    tensors_.k = allocate(scene.k.size());
+    tensors_.v = allocate(scene.v.size());
+    const auto scales = [&](const float*& of, const std::vector<float>& from) {
+        if (of == nullptr) return;
+        void* copy = allocate(from.size() * 4);
+        target_.device->copy_to_device(reinterpret_cast<std::uint64_t>(copy), from.data(), from.size() * 4, nullptr);
+        of = static_cast<const float*>(copy);
+    };
+    scales(tensors_.k_scale, scene.k_scale);
+    scales(tensors_.v_scale, scene.v_scale);
     tensors_.out = allocate(scene.out.size() * 2);
     if (scene.tensors.lse) tensors_.lse = static_cast<float*>(allocate(scene.lse.size() * 4));
     if (scene.tensors.page_table) {
@@ -219,8 +248,8 @@ Bound::~Bound() {
 
 void Bound::refresh() {
     if (!target_.device) return;
-    const auto copy = [&](const void* to, const std::vector<std::uint16_t>& from) {
-        target_.device->copy_to_device(reinterpret_cast<std::uint64_t>(to), from.data(), from.size() * 2, nullptr);
+    const auto copy = [&](const void* to, const auto& from) {
+        target_.device->copy_to_device(reinterpret_cast<std::uint64_t>(to), from.data(), from.size() * sizeof(from[0]), nullptr);
     };
     copy(tensors_.q, scene_.q);
     copy(tensors_.k, scene_.k);

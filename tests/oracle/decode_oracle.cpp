@@ -23,6 +23,57 @@ const float* widened(DType dtype) {
     return (dtype == DType::fp16 ? fp16 : bf16).data();
 }
 
+const float* widened_e4m3() {
+    static const auto table = [] {
+        std::array<float, 256> values{};
+        for (std::uint32_t i = 0; i < 256; ++i) values[i] = support::from_e4m3(static_cast<std::uint8_t>(i));
+        return values;
+    }();
+    return table.data();
+}
+
+/// K or V: numbers of 8 or 16 bits, what they stand for, and the factor of this head.
+template <class Bits>
+struct Operand {
+    const Bits* bits;
+    const float* widen;
+    double scale;
+    double operator[](std::int64_t i) const { return widen[bits[i]]; }  // without the factor
+    Operand at(std::int64_t offset) const { return {bits + offset, widen, scale}; }
+};
+
+struct Head {
+    std::int64_t dim, dim_v, k_token, v_token;
+    double scale, softcap;
+};
+
+template <class Bits>
+void attend(const Head& head, std::span<const double> query, Operand<Bits> k, Operand<Bits> v, std::span<const std::int64_t> rows,
+            double* out, double* lse) {
+    std::vector<double> score(rows.size());
+    double top = -std::numeric_limits<double>::infinity();
+    for (std::size_t j = 0; j < rows.size(); ++j) {
+        const Operand<Bits> key = k.at(rows[j] * head.k_token);
+        std::array<double, 4> sums{};  // independent chains; head dims are multiples of 4
+        for (std::int64_t d = 0; d < head.dim; d += 4)
+            for (std::size_t c = 0; c < 4; ++c)
+                sums[c] += query[static_cast<std::size_t>(d) + c] * key[d + static_cast<std::int64_t>(c)];
+        double s = head.scale * k.scale * (sums[0] + sums[1] + sums[2] + sums[3]);
+        if (head.softcap != 0) s = head.softcap * std::tanh(s / head.softcap);
+        score[j] = s;
+        top = std::max(top, s);
+    }
+    double sum = 0;
+    for (std::size_t j = 0; j < rows.size(); ++j) {
+        const double weight = std::exp(score[j] - top);
+        const Operand<Bits> value = v.at(rows[j] * head.v_token);
+        for (std::int64_t d = 0; d < head.dim_v; ++d) out[d] += weight * value[d];
+        sum += weight;
+    }
+    for (std::int64_t d = 0; d < head.dim_v; ++d) out[d] *= v.scale / sum;
+    *lse = top + std::log(sum);
+}
+
 }  // namespace
 
 std::vector<std::int64_t> path_rows(const Forest& forest, std::int32_t request, std::int32_t page_size,
@@ -57,8 +108,6 @@ void decode_one(const DecodeProblem& problem, const DecodeTensors& tensors, std:
                        v_head = stride(tensors.v_head_stride, dim_v);
     const auto* q = static_cast<const std::uint16_t*>(tensors.q) +
                     request * stride(tensors.q_request_stride, problem.q_heads * dim) + head * stride(tensors.q_head_stride, dim);
-    const auto* k = static_cast<const std::uint16_t*>(tensors.k) + kv_head * k_head;
-    const auto* v = static_cast<const std::uint16_t*>(tensors.v) + kv_head * v_head;
     const float* widen = widened(problem.dtype);
     const double scale = problem.scale != 0 ? static_cast<double>(problem.scale) : 1 / std::sqrt(static_cast<double>(dim));
 
@@ -66,29 +115,21 @@ void decode_one(const DecodeProblem& problem, const DecodeTensors& tensors, std:
     *lse = -std::numeric_limits<double>::infinity();
     if (rows.empty()) return;
 
-    std::vector<double> query(static_cast<std::size_t>(dim)), score(rows.size());
+    std::vector<double> query(static_cast<std::size_t>(dim));
     for (std::int64_t d = 0; d < dim; ++d) query[static_cast<std::size_t>(d)] = widen[q[d]];
-    double top = -std::numeric_limits<double>::infinity();
-    for (std::size_t j = 0; j < rows.size(); ++j) {
-        const std::uint16_t* key = k + rows[j] * k_token;
-        std::array<double, 4> sums{};  // independent chains; head dims are multiples of 4
-        for (std::int64_t d = 0; d < dim; d += 4)
-            for (std::size_t c = 0; c < 4; ++c)
-                sums[c] += query[static_cast<std::size_t>(d) + c] * widen[key[d + static_cast<std::int64_t>(c)]];
-        double s = scale * (sums[0] + sums[1] + sums[2] + sums[3]);
-        if (problem.softcap != 0) s = problem.softcap * std::tanh(s / problem.softcap);
-        score[j] = s;
-        top = std::max(top, s);
+    const Head shape = {dim, dim_v, k_token, v_token, scale, static_cast<double>(problem.softcap)};
+    const auto attend_as = [&]<class Bits>(Bits, const float* table) {
+        const auto operand = [&](const void* bits, std::int64_t offset, const float* scales) {
+            return Operand<Bits>{static_cast<const Bits*>(bits) + offset, table, scales != nullptr ? double{scales[kv_head]} : 1.0};
+        };
+        attend(shape, query, operand(tensors.k, kv_head * k_head, tensors.k_scale),
+               operand(tensors.v, kv_head * v_head, tensors.v_scale), rows, out, lse);
+    };
+    if (problem.kv_dtype == KvDType::e4m3) {
+        attend_as(std::uint8_t{}, widened_e4m3());
+    } else {
+        attend_as(std::uint16_t{}, widen);
     }
-    double sum = 0;
-    for (std::size_t j = 0; j < rows.size(); ++j) {
-        const double weight = std::exp(score[j] - top);
-        const std::uint16_t* value = v + rows[j] * v_token;
-        for (std::int64_t d = 0; d < dim_v; ++d) out[d] += weight * widen[value[d]];
-        sum += weight;
-    }
-    for (std::int64_t d = 0; d < dim_v; ++d) out[d] /= sum;
-    *lse = top + std::log(sum);
 }
 
 DecodeResult decode(const Forest& forest, const DecodeProblem& problem, const DecodeTensors& tensors,

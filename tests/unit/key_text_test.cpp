@@ -7,6 +7,21 @@
 
 using namespace sapwood;
 
+TEST_CASE("key text: e4m3 KV is named, KV of Q's type is not") {
+    const std::string text = "decode/bf16/fp8_e4m3/d128/v128/g4/page16/cap0/mma/w8/p4/kv64/s6/b1/sm_120a";
+    const KernelKey key = parse_key(text);
+    CHECK(key.to_string() == text);
+    CHECK(problem_of(key).kv_dtype == KvDType::e4m3);
+    const KernelKey plain = parse_key("decode/bf16/d128/v128/g4/page16/cap0/mma/w8/p4/kv64/s6/b1/sm_120a");
+    CHECK(problem_of(plain).kv_dtype == KvDType::as_q);
+    CHECK(!(key == plain));
+    CHECK(!same_problem(key, plain));
+    for (const char* bad : {"decode/bf16/as_q/d128/v128/g4/page16/cap0/mma/w8/p4/kv64/s6/b1/sm_120a",
+                            "decode/fp8_e4m3/d128/v128/g4/page16/cap0/mma/w8/p4/kv64/s6/b1/sm_120a",
+                            "decode/bf16/fp8_e5m2/d128/v128/g4/page16/cap0/mma/w8/p4/kv64/s6/b1/sm_120a"})
+        CHECK_THROWS_AS(parse_key(bad), Error);
+}
+
 TEST_CASE("key text: every key comes back from its text, and nothing else does") {
     for (const DType dtype : {DType::fp16, DType::bf16}) {
         for (const int page : {0, 1, 128}) {

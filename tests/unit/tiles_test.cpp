@@ -6,8 +6,10 @@
 #include <functional>
 #include <limits>
 
+#include "plan/cover.h"
 #include "sapwood/error.h"
 #include "support/offline_limits.h"
+#include "tune/bucket.h"
 
 using namespace sapwood;
 
@@ -192,4 +194,38 @@ TEST_CASE("tiles: choose_config keeps every field that is asked for") {
     const auto bad = thrown([&] { choose_config(problem, {.block_kv = 8}, limits); });
     CHECK(bad.first == ErrorCode::kInvalidProblem);
     CHECK(bad.second.c_str() == doctest::Contains("block_kv 8"));
+}
+
+TEST_CASE("tiles: e4m3 KV takes half the tile, no wgmma, and half the bytes in plan and model") {
+    const Limits limits = support::offline_limits("sm_90a");
+    DecodeProblem plain = problem_of(128, 128, 4), bytes = plain;
+    bytes.kv_dtype = KvDType::e4m3;
+    const DecodeConfig config = {.mainloop = Mainloop::mma, .warps = 4, .producers = 4, .block_kv = 128, .stages = 3, .blocks = 1};
+    const abi::DecodeShape wide = shape_of(plain, config), narrow = shape_of(bytes, config);
+    CHECK(abi::decode_tile_bytes(narrow) * 2 == abi::decode_tile_bytes(wide));
+    CHECK(abi::decode_stage_bytes(narrow) * 2 == abi::decode_stage_bytes(wide));
+    // What fits no more in 16 bits does in 8.
+    DecodeConfig deep = config;
+    deep.stages = 6;
+    CHECK(why_illegal(plain, deep, limits) != "");
+    CHECK(why_illegal(bytes, deep, limits) == "");
+    const auto refused = thrown([&] { choose_config(bytes, {.mainloop = Mainloop::wgmma}, limits); });
+    CHECK(refused.second.c_str() == doctest::Contains("kv_dtype fp8_e4m3"));
+    CHECK(choose_config(bytes, {}, limits).mainloop == Mainloop::mma);
+    const CostModel of_plain = cost_model(plain, config), of_bytes = cost_model(bytes, config);
+    CHECK(of_bytes.token_bytes * 2 == of_plain.token_bytes);
+    CHECK(of_bytes.token_bytes * of_bytes.values_a_byte == of_plain.token_bytes * of_plain.values_a_byte);
+    bytes.kv_dtype = static_cast<KvDType>(3);
+    CHECK(thrown([&] { complete(bytes); }).second.c_str() == doctest::Contains("kv_dtype 3"));
+
+    bytes.kv_dtype = KvDType::e4m3;
+    const tune::Sizes sizes = {
+        .kv_heads = 2, .requests = 8, .unique_tokens = 4096, .path_tokens = 8192, .widest = 8, .longest = 512};
+    const tune::Bucket of_16 = tune::bucket_of(plain, sizes), of_8 = tune::bucket_of(bytes, sizes);
+    tune::Bucket back;
+    REQUIRE(tune::parse_bucket(of_8.to_string(), back));
+    CHECK(back == of_8);
+    CHECK(!tune::same_code(of_8, of_16));
+    CHECK(of_8.to_string().find("/bf16/fp8_e4m3/d128") != std::string::npos);
+    CHECK(of_16.to_string().find("fp8") == std::string::npos);
 }
