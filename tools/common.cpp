@@ -100,18 +100,27 @@ void Selection::add_options(CLI::App& app, bool file_only) {
     app.add_option("--page", page_size, "only this page size");
     app.add_option("--layout", layout, "only random or contiguous pages")->check(CLI::IsMember({"random", "contiguous"}));
     app.add_option("--dtype", dtype, "only fp16 or bf16")->check(CLI::IsMember({"fp16", "bf16"}));
+    add_kv_dtype(app);
     app.add_option("--head-dim", head_dim, "only this head dimension");
     app.add_option("--set", set, "only cases of this set");
     app.add_flag("--runs", runs, "contiguous cases of page size 1 without a page table");
     app.add_option("--limit", limit, "stop after so many");
 }
 
+void Selection::add_kv_dtype(CLI::App& app) {
+    app.add_option("--kv-dtype", kv_dtype,
+                   "K and V as_q (of Q's type) or fp8_e4m3, listed or not (default: what a case lists first)")
+        ->check(CLI::IsMember({kv_dtype_name(KvDType::as_q), kv_dtype_name(KvDType::e4m3)}));
+}
+
 std::vector<Selection::Item> Selection::items() const {
+    std::optional<KvDType> kv;
+    if (!kv_dtype.empty()) kv = kv_dtype == kv_dtype_name(KvDType::e4m3) ? KvDType::e4m3 : KvDType::as_q;
     std::vector<Item> chosen;
     const auto specs = support::select(support::load_workload(file), name);
     for (const support::CaseSpec& spec : specs) {
         if (!set.empty() && spec.set != set) continue;
-        for (const support::Variant& v : spec.variants()) {
+        for (const support::Variant& v : spec.variants(kv)) {
             if (!heads.empty() && heads != text("%d/%d", v.q_heads, v.kv_heads)) continue;
             if (page_size >= 0 && page_size != v.page_size) continue;
             if (head_dim > 0 && head_dim != v.head_dim) continue;
@@ -162,6 +171,7 @@ nlohmann::json to_json(const support::DecodeCase& which) {
     const support::Variant& v = which.variant;
     return {{"case", which.name},
             {"dtype", dtype_name(v.dtype)},
+            {"kv_dtype", kv_dtype_name(v.kv_dtype)},
             {"head_dim", v.head_dim},
             {"q_heads", v.q_heads},
             {"kv_heads", v.kv_heads},

@@ -36,12 +36,13 @@ DecodeConfig parse_config(const std::string& given);
 
 /// FILE and the options that pick cases from it.
 struct Selection {
-    std::string file, name, heads, layout, dtype, set;
+    std::string file, name, heads, layout, dtype, kv_dtype, set;
     std::int32_t page_size = -1, head_dim = 0;
     bool runs = false;
     std::size_t limit = 0;
 
     void add_options(CLI::App& app, bool file_only = true);
+    void add_kv_dtype(CLI::App& app);
     struct Item {
         support::CaseSpec spec;
         support::Variant variant;

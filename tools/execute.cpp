@@ -6,8 +6,10 @@ namespace sapwood::tool {
 double floor_bytes(const support::DecodeCase& which) {
     const support::Variant& v = which.variant;
     const double dims = v.head_dim + (which.head_dim_v ? which.head_dim_v : v.head_dim);
-    return static_cast<double>(dtype_bytes(v.dtype)) * dims *
-           (static_cast<double>(which.counts.used_tokens) * v.kv_heads + static_cast<double>(which.counts.requests) * v.q_heads);
+    const auto q_bytes = static_cast<double>(dtype_bytes(v.dtype)),
+               kv_bytes = static_cast<double>(kv_dtype_bytes(v.kv_dtype, v.dtype));
+    return dims * (kv_bytes * static_cast<double>(which.counts.used_tokens) * v.kv_heads +
+                   q_bytes * static_cast<double>(which.counts.requests) * v.q_heads);
 }
 
 double flops(const support::DecodeCase& which) {

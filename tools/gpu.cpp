@@ -54,9 +54,10 @@ DeviceCase::DeviceCase(DevicePtr device, const support::DecodeCase& which) : dev
     const std::int64_t dim_v = which.head_dim_v ? which.head_dim_v : shape.head_dim;
     support::HalfBuffer block(std::int64_t{1}
                               << 24);  // 32 MB, longer than what a block keeps in flight and no power of two of a row
-    support::fill_values(shape.dtype, which.seed, support::Stream::k, 0, block.span());
+    support::fill_kv_values(shape, which.seed, support::Stream::k, block.span());
+    const std::size_t element = kv_dtype_bytes(shape.kv_dtype, shape.dtype);
     const auto filled = [&](std::int64_t elements) {
-        DeviceBuffer buffer(device_, static_cast<std::size_t>(elements) * 2);
+        DeviceBuffer buffer(device_, static_cast<std::size_t>(elements) * element);
         for (std::size_t at = 0; at < buffer.bytes(); at += block.bytes())
             buffer.upload(block.data(), std::min(block.bytes(), buffer.bytes() - at), at);
         return buffer;

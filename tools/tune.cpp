@@ -121,6 +121,7 @@ JobList tune_jobs(const TuneArgs& args) {
                                     .kv_heads = variant.kv_heads,
                                     .head_dim = variant.head_dim,
                                     .dtype = variant.dtype,
+                                    .kv_dtype = variant.kv_dtype,
                                     .page_size = runs ? 0 : variant.page_size});
             job.runs = runs;
             job.sizes = tune::sizes_of(job.problem, order);
@@ -163,6 +164,7 @@ void add_tune(CLI::App& app, Action& action) {
     sub->add_option("--layout", args->filter.layout, "only random or contiguous pages")
         ->check(CLI::IsMember({"random", "contiguous"}));
     sub->add_option("--dtype", args->filter.dtype, "only fp16 or bf16")->check(CLI::IsMember({"fp16", "bf16"}));
+    args->filter.add_kv_dtype(*sub);
     sub->add_option("--head-dim", args->filter.head_dim, "only this head dimension");
     sub->add_option("--set", args->filter.set, "only cases of this set");
     sub->add_flag("--runs", args->filter.runs, "contiguous cases of page size 1 without a page table");

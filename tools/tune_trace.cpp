@@ -16,7 +16,8 @@ TuneJob job_of(const TraceProblem& record, std::size_t number) {
                    .q_heads = job.problem.q_heads,
                    .kv_heads = job.problem.kv_heads,
                    .page_size = std::max(1, job.problem.page_size),
-                   .layout = job.problem.page_size == 0 ? support::Layout::contiguous : support::Layout::random};
+                   .layout = job.problem.page_size == 0 ? support::Layout::contiguous : support::Layout::random,
+                   .kv_dtype = job.problem.kv_dtype};
     job.spec.name = text("trace:%zu", number);
     job.spec.seed = number;
     std::vector<std::int32_t> place;

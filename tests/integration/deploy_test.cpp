@@ -148,6 +148,7 @@ TEST_CASE("deploy: the keys of an engine configuration are those that its plans 
     refused("\"layers\" is not known", ranges + R"(, "models": [], "layers": 32)");
     refused("models", ranges);
     refused("fp8", ranges + R"(, "models": [{"q_heads": 32, "kv_heads": 8, "head_dim": 128}], "dtype": "fp8")");
+    refused("fp8_e5m2", ranges + R"(, "models": [{"q_heads": 32, "kv_heads": 8, "head_dim": 128}], "kv_dtype": "fp8_e5m2")");
     refused(
         "from 6 to 1",
         R"(, "models": [{"q_heads": 1, "kv_heads": 1, "head_dim": 64}], "batch": {"min": 6, "max": 1}, "context": {"min": 1, "max": 1})");
@@ -251,6 +252,12 @@ TEST_CASE("deploy: a trace's tree is the forest's live part, alike leaves counte
     const std::string text = write_trace({record, record}, 0);
     std::ofstream(file) << text;
     CHECK(read_trace(file).size() == 2);
+    CHECK(read_trace(file)[0].problem.kv_dtype == KvDType::as_q);
+    CHECK(text.find("kv_dtype") == std::string::npos);  // as those written before there was one
+    TraceProblem bytes = record;
+    bytes.problem.kv_dtype = KvDType::e4m3;
+    std::ofstream(file) << write_trace({bytes}, 0);
+    CHECK(read_trace(file)[0].problem.kv_dtype == KvDType::e4m3);
     for (const char* spoilt : {"{", "{\"problem\": 1}", ""}) {
         std::ofstream(file) << text << spoilt << "\n";
         check_refused(ErrorCode::kIo, {"line 4"}, [&] { read_trace(file); });

@@ -11,30 +11,28 @@ namespace sapwood::support {
 namespace {
 
 // A value is one of 262141 steps, so rounding is a look-up: 1.1e9 elements (FT8 at 32/32) cost one mix and one load each.
+template <class Bits, class Round>
+std::vector<Bits> steps(const Round& round) {
+    std::vector<Bits> table(kValueSteps);
+    for (int step = 0; step < kValueSteps; ++step) table[static_cast<std::size_t>(step)] = round(value_of_step(step));
+    return table;
+}
 const std::vector<std::uint16_t>& rounded_steps(DType dtype) {
-    static const auto make = [](DType type) {
-        std::vector<std::uint16_t> table(kValueSteps);
-        for (int step = 0; step < kValueSteps; ++step) table[static_cast<std::size_t>(step)] = round_to(type, value_of_step(step));
-        return table;
-    };
-    static const std::vector<std::uint16_t> fp16 = make(DType::fp16), bf16 = make(DType::bf16);
+    static const auto fp16 = steps<std::uint16_t>(to_fp16), bf16 = steps<std::uint16_t>(to_bf16);
     return dtype == DType::fp16 ? fp16 : bf16;
 }
+const std::vector<std::uint8_t>& rounded_steps_e4m3() {
+    static const auto table = steps<std::uint8_t>(to_e4m3);
+    return table;
+}
 
-void fill_from(const Rng& rng, const std::uint16_t* table, std::uint64_t first, std::uint16_t* to, std::int64_t n) {
+template <class Bits>
+void fill_from(const Rng& rng, const Bits* table, std::uint64_t first, Bits* to, std::int64_t n) {
     for (std::int64_t i = 0; i < n; ++i) to[i] = table[value_step(rng(first + static_cast<std::uint64_t>(i)))];
 }
 
-}  // namespace
-
-Strides nhd(std::int32_t heads, std::int32_t dim) { return {static_cast<std::int64_t>(heads) * dim, dim}; }
-Strides hnd(std::int64_t rows, std::int32_t dim) { return {dim, rows * dim}; }
-
-void fill_values(DType dtype, std::uint64_t seed, Stream stream, std::uint64_t first, std::span<std::uint16_t> to) {
-    fill_from(Rng(seed, stream), rounded_steps(dtype).data(), first, to.data(), static_cast<std::int64_t>(to.size()));
-}
-
-void fill_kv(const DecodeCase& which, Stream stream, Strides strides, std::span<std::uint16_t> to) {
+template <class Bits>
+void fill_rows(const DecodeCase& which, Stream stream, Strides strides, const std::vector<Bits>& table, Bits nan, Bits* to) {
     const std::int32_t dim = stream == Stream::v && which.head_dim_v ? which.head_dim_v : which.variant.head_dim;
     const std::int32_t heads = which.variant.kv_heads;
 
@@ -48,20 +46,42 @@ void fill_kv(const DecodeCase& which, Stream stream, Strides strides, std::span<
                 which.token_begin[static_cast<std::size_t>(n)] + t;
     }
     const Rng rng(which.seed, stream);
-    const std::uint16_t* table = rounded_steps(which.variant.dtype).data();
     parallel_for(which.rows, std::max<std::int64_t>(1, (1 << 18) / (heads * dim)), [&](std::int64_t begin, std::int64_t end) {
         for (std::int64_t row = begin; row < end; ++row) {
             const std::int64_t token = token_of[static_cast<std::size_t>(row)];
             for (std::int32_t head = 0; head < heads; ++head) {
-                std::uint16_t* at = to.data() + row * strides.token + head * strides.head;
+                Bits* at = to + row * strides.token + head * strides.head;
                 if (token < 0) {
-                    std::fill_n(at, dim, kNan16);
+                    std::fill_n(at, dim, nan);
                 } else {
-                    fill_from(rng, table, static_cast<std::uint64_t>((token * heads + head) * dim), at, dim);
+                    fill_from(rng, table.data(), static_cast<std::uint64_t>((token * heads + head) * dim), at, dim);
                 }
             }
         }
     });
+}
+
+}  // namespace
+
+Strides nhd(std::int32_t heads, std::int32_t dim) { return {static_cast<std::int64_t>(heads) * dim, dim}; }
+Strides hnd(std::int64_t rows, std::int32_t dim) { return {dim, rows * dim}; }
+
+void fill_values(DType dtype, std::uint64_t seed, Stream stream, std::uint64_t first, std::span<std::uint16_t> to) {
+    fill_from(Rng(seed, stream), rounded_steps(dtype).data(), first, to.data(), static_cast<std::int64_t>(to.size()));
+}
+
+void fill_kv_values(const Variant& variant, std::uint64_t seed, Stream stream, std::span<std::uint16_t> to) {
+    if (variant.kv_dtype == KvDType::as_q) return fill_values(variant.dtype, seed, stream, 0, to);
+    fill_from(Rng(seed, stream), rounded_steps_e4m3().data(), 0, reinterpret_cast<std::uint8_t*>(to.data()),
+              static_cast<std::int64_t>(to.size()) * 2);
+}
+
+void fill_kv(const DecodeCase& which, Stream stream, Strides strides, std::span<std::uint16_t> to) {
+    if (which.variant.kv_dtype == KvDType::e4m3) {
+        fill_rows(which, stream, strides, rounded_steps_e4m3(), kNan8, reinterpret_cast<std::uint8_t*>(to.data()));
+    } else {
+        fill_rows(which, stream, strides, rounded_steps(which.variant.dtype), kNan16, to.data());
+    }
 }
 
 Inputs make_inputs(const DecodeCase& which, const InputOptions& options) {
@@ -70,8 +90,9 @@ Inputs make_inputs(const DecodeCase& which, const InputOptions& options) {
     const std::int32_t dim_v = which.head_dim_v ? which.head_dim_v : shape.head_dim;
     Inputs made;
     made.q = HalfBuffer(requests * shape.q_heads * shape.head_dim);
-    made.k = HalfBuffer(which.rows * shape.kv_heads * shape.head_dim);
-    made.v = HalfBuffer(which.rows * shape.kv_heads * dim_v);
+    const std::int64_t in_half = 2 / static_cast<std::int64_t>(kv_dtype_bytes(shape.kv_dtype, shape.dtype));
+    made.k = HalfBuffer(which.rows * shape.kv_heads * shape.head_dim / in_half);
+    made.v = HalfBuffer(which.rows * shape.kv_heads * dim_v / in_half);
     made.out = HalfBuffer(requests * shape.q_heads * dim_v);
     made.lse.resize(static_cast<std::size_t>(requests * shape.q_heads));
     const Strides k = options.hnd ? hnd(which.rows, shape.head_dim) : nhd(shape.kv_heads, shape.head_dim);

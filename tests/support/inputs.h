@@ -12,7 +12,7 @@
 
 namespace sapwood::support {
 
-/// Host memory that is not cleared first: the large cases are gigabytes.
+/// Host memory that is not cleared first: the large cases are gigabytes. Of e4m3 there are two in an element.
 class HalfBuffer {
 public:
     HalfBuffer() = default;
@@ -39,7 +39,10 @@ Strides hnd(std::int64_t rows, std::int32_t dim);   // [heads, rows, dim]
 /// values(seed, stream, first …) rounded to dtype. One thread; any part of a tensor can be made alone.
 void fill_values(DType dtype, std::uint64_t seed, Stream stream, std::uint64_t first, std::span<std::uint16_t> to);
 
-/// K (stream k) or V (stream v) of a whole case into `to`, which holds case.rows * kv_heads * dim elements: values for rows that a
+/// values(seed, stream, 0 …) rounded to what K and V of this variant are made of, as many as there is room for.
+void fill_kv_values(const Variant& variant, std::uint64_t seed, Stream stream, std::span<std::uint16_t> to);
+
+/// K (stream k) or V (stream v) of a whole case into `to`, which holds case.rows * kv_heads * dim of them: values for rows that a
 /// token owns, NaN for the others. Parallel.
 void fill_kv(const DecodeCase& which, Stream stream, Strides strides, std::span<std::uint16_t> to);
 

@@ -24,17 +24,19 @@ std::vector<std::int32_t> perm(std::uint64_t seed, Stream stream, std::int64_t n
 }
 
 std::string Variant::to_string() const {
-    return std::string(dtype == DType::fp16 ? "fp16" : "bf16") + " d" + std::to_string(head_dim) + " " + std::to_string(q_heads) +
-           "/" + std::to_string(kv_heads) + " p" + std::to_string(page_size) + " " + layout_name(layout);
+    const std::string kv = kv_dtype == KvDType::as_q ? std::string() : std::string(" KV ") + kv_dtype_name(kv_dtype);
+    return std::string(dtype == DType::fp16 ? "fp16" : "bf16") + kv + " d" + std::to_string(head_dim) + " " +
+           std::to_string(q_heads) + "/" + std::to_string(kv_heads) + " p" + std::to_string(page_size) + " " + layout_name(layout);
 }
 
-std::vector<Variant> CaseSpec::variants() const {
+std::vector<Variant> CaseSpec::variants(std::optional<KvDType> kv_dtype) const {
+    const KvDType kv = kv_dtype.value_or(kv_dtypes.front());
     std::vector<Variant> all;
     for (const auto dtype : dtypes)
         for (const auto dim : head_dims)
-            for (const auto& [q, kv] : heads)
+            for (const auto& [q_heads, kv_heads] : heads)
                 for (const auto page : page_sizes)
-                    for (const auto layout : layouts) all.push_back({dtype, dim, q, kv, page, layout});
+                    for (const auto layout : layouts) all.push_back({dtype, dim, q_heads, kv_heads, page, layout, kv});
     return all;
 }
 
@@ -115,6 +117,7 @@ DecodeProblem DecodeCase::problem() const {
             .head_dim = variant.head_dim,
             .head_dim_v = head_dim_v,
             .dtype = variant.dtype,
+            .kv_dtype = variant.kv_dtype,
             .page_size = variant.page_size,
             .scale = scale,
             .softcap = softcap};
@@ -128,7 +131,7 @@ std::int64_t DecodeCase::row_of(std::int64_t position) const {
 
 std::int64_t DecodeCase::kv_bytes() const {
     const std::int64_t dims = variant.head_dim + (head_dim_v ? head_dim_v : variant.head_dim);
-    return rows * variant.kv_heads * dims * static_cast<std::int64_t>(dtype_bytes(variant.dtype));
+    return rows * variant.kv_heads * dims * static_cast<std::int64_t>(kv_dtype_bytes(variant.kv_dtype, variant.dtype));
 }
 
 DecodeCase build_case(const CaseSpec& spec, const Variant& variant, const BuildOptions& options) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Reads the decode, spec and fst workload files (tests/workloads/*.json) and builds what a case describes: forest, requests, drafts,
-// page table.
+// Reads the decode, spec and fst workload files (tests/workloads/*.json) and builds what a case describes: forest, requests,
+// drafts, page table.
 #pragma once
 
 #include <cstdint>
@@ -27,6 +27,7 @@ struct Variant {
     std::int32_t q_heads = 32, kv_heads = 8;
     std::int32_t page_size = 1;  // 0 is no page table; never in a file, see BuildOptions
     Layout layout = Layout::random;
+    KvDType kv_dtype = KvDType::as_q;
 
     /// "bf16 d128 32/8 p16 random"
     std::string to_string() const;
@@ -60,6 +61,7 @@ struct CaseSpec {
     std::vector<std::int32_t> static_parents;
     bool random_requests = false;
     std::vector<DType> dtypes = {DType::bf16};
+    std::vector<KvDType> kv_dtypes = {KvDType::as_q};
     std::vector<std::int32_t> head_dims = {128};
     std::vector<std::pair<std::int32_t, std::int32_t>> heads = {{32, 8}};  // q, kv
     std::vector<std::int32_t> page_sizes = {1};
@@ -68,7 +70,8 @@ struct CaseSpec {
     float scale = 0, softcap = 0;  // as in DecodeProblem
     Check check;
 
-    std::vector<Variant> variants() const;
+    /// With K and V as the file has them first or, if `kv_dtype` is given, in that type, whether it is listed or not.
+    std::vector<Variant> variants(std::optional<KvDType> kv_dtype = {}) const;
 };
 
 struct BuildOptions {

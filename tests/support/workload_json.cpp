@@ -74,6 +74,14 @@ DType read_dtype(const std::string& name) {
     fail("dtype '" + name + "' is neither fp16 nor bf16");
 }
 
+/// A 16-bit type here is Q's.
+KvDType read_kv_dtype(const std::string& name, const std::vector<DType>& q) {
+    if (name == kv_dtype_name(KvDType::e4m3)) return KvDType::e4m3;
+    for (const DType dtype : q)
+        if (name == dtype_name(dtype)) return KvDType::as_q;
+    fail("kv_dtype '" + name + "' is neither fp8_e4m3 nor one of the case's dtypes");
+}
+
 Layout read_layout(const std::string& name) {
     if (name == "random") return Layout::random;
     if (name == "contiguous") return Layout::contiguous;
@@ -98,13 +106,15 @@ Check read_check(const json& given) {
 }
 
 /// The list fields of a case.
-CaseSpec read_shapes(const std::function<const json&(const char*)>& field) {
+CaseSpec read_shapes(const std::function<const json&(const char*)>& field, const json& kv_dtypes = json::array()) {
     CaseSpec spec;
     spec.dtypes.clear(), spec.heads.clear(), spec.layouts.clear();
     for (const json& dtype : field("dtype")) spec.dtypes.push_back(read_dtype(dtype));
     for (const json& heads : field("heads"))
         spec.heads.emplace_back(heads.at("q").get<std::int32_t>(), heads.at("kv").get<std::int32_t>());
     for (const json& layout : field("layout")) spec.layouts.push_back(read_layout(layout));
+    if (!kv_dtypes.empty()) spec.kv_dtypes.clear();
+    for (const json& dtype : kv_dtypes) spec.kv_dtypes.push_back(read_kv_dtype(dtype, spec.dtypes));
     spec.head_dims = field("head_dim").get<std::vector<std::int32_t>>();
     spec.page_sizes = field("page_size").get<std::vector<std::int32_t>>();
     return spec;
@@ -122,10 +132,10 @@ CaseSpec read_case(const json& entry, const json& defaults) {
     return spec;
 }
 
-/// Sequences of a prefix and a draft tree each. (Only KV of the dtype of Q so far.)
+/// Sequences of a prefix and a draft tree each.
 CaseSpec read_spec_case(const json& entry, const json& defaults, const json& trees) {
     const auto field = [&](const char* name) -> const json& { return entry.contains(name) ? entry.at(name) : defaults.at(name); };
-    CaseSpec spec = read_shapes(field);
+    CaseSpec spec = read_shapes(field, entry.value("kv_dtype", defaults.value("kv_dtype", json::array())));
     spec.seed = entry.at("seed").get<std::uint64_t>();
     spec.set = entry.value("set", "");
     const auto parents = trees.at(entry.at("tree").get<std::string>()).at("parents").get<std::vector<std::int32_t>>();
@@ -174,6 +184,7 @@ std::vector<CaseSpec> cases_of(const std::vector<TraceProblem>& trace) {
         spec.note = "launched " + std::to_string(record.launched) + " times";
         spec.seed = specs.size() + 1;
         spec.dtypes = {problem.dtype};
+        spec.kv_dtypes = {problem.kv_dtype};
         spec.head_dims = {problem.head_dim};
         spec.heads = {{problem.q_heads, problem.kv_heads}};
         // Without a page table: contiguous pages of one token, which BuildOptions::runs_without_pages then leaves out.

@@ -125,4 +125,6 @@ TEST_CASE("cases are selected by name, glob or prefix") {
     CHECK(select(specs, "FT").size() == 15);
     CHECK(select(specs, "XX").empty());
     CHECK(specs[0].variants().size() == 6);
+    for (const Variant& variant : specs[0].variants()) CHECK(variant.kv_dtype == KvDType::as_q);
+    for (const Variant& variant : specs[0].variants(KvDType::e4m3)) CHECK(variant.kv_dtype == KvDType::e4m3);
 }
