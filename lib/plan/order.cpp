@@ -91,6 +91,7 @@ ForestOrder order_of(const Forest& forest) {
         entry.padded_begin = 0;
         entry.padded = whole_chunks(node.tokens);
         entry.kv_begin = node.kv_begin;
+        entry.side_by_side = false;
         entry.mask = impl.drafts.empty() ? nullptr : mask_of(forest, visit.node);
         if (visit.parent_entry >= 0) {
             const ForestOrder::Entry& parent = order.entries[visit.parent_entry];
@@ -112,12 +113,17 @@ ForestOrder order_of(const Forest& forest) {
         push_children(visit.node, index);
     }
     bool on_host = false;
-    for (const ForestOrder::Entry& entry : order.entries) {
+    for (ForestOrder::Entry& entry : order.entries) {
         order.used_tokens += entry.tokens;
         if (entry.mask != nullptr) {
             order.mask_columns = std::max(order.mask_columns, entry.mask->columns());
             (entry.mask->known() ? on_host : order.masks_on_device) = true;
             for (std::int32_t row = 0; row < entry.mask->rows(); ++row) order.path_tokens += entry.mask->seen(row);
+            for (ForestOrder::Entry* e = &entry; e->request_begin == entry.request_begin && e->request_end == entry.request_end;
+                 e = &order.entries[static_cast<std::size_t>(e->parent)]) {
+                e->side_by_side = true;
+                if (e->parent < 0) break;
+            }
         } else {
             order.path_tokens += entry.tokens * (entry.request_end - entry.request_begin);
         }

@@ -20,6 +20,7 @@ struct ForestOrder {
         std::int64_t padded_begin;  // the same, every length rounded up to whole chunks
         std::int64_t padded;
         std::int64_t kv_begin;
+        bool side_by_side;      // one draft's path: blocks of its rows load it at the same time
         const DraftMask* mask;  // a draft whose requests, in the order of its rows, see parts of it; else null
     };
     std::vector<Entry> entries;               // pre-order, only nodes with requests at or below

@@ -32,9 +32,11 @@ constexpr int kFitSteps = 12;
 double ChunkCost::operator()(const ForestOrder::Entry& entry, const Block& block, double bandwidth_share) const {
     const std::int32_t requests =
         std::min(entry.request_end, block.request_end) - std::max(entry.request_begin, block.request_begin);
-    // Blocks that share an entry mostly load it side by side: each has its part in the one read from HBM.
-    const double part = static_cast<double>(requests) / (entry.request_end - entry.request_begin);
-    const double load = again + (first_read - again) * part;
+    // Whoever holds the first request of an entry counts as its first reader; blocks that do nothing else at the same time have
+    // each their part in that read.
+    double load = entry.request_begin >= block.request_begin ? first_read : again;
+    if (entry.side_by_side)
+        load = again + (first_read - again) * requests / static_cast<double>(entry.request_end - entry.request_begin);
     const std::int32_t units = (requests * group + unit_rows - 1) / unit_rows;
     return std::max(load * bandwidth_share, units * unit);
 }

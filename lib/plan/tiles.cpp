@@ -143,10 +143,13 @@ std::optional<DecodeConfig> find_config(const DecodeProblem& problem, const Deco
     // In order of preference, `stages` the fewest to accept: wide blocks re-read shared KV least. A ring of two cannot load one
     // stage, hold one in use and have one in reserve; it is taken only where nothing else fits (head dim 256 in 99 KB).
     const DecodeConfig wide = {.mainloop = Mainloop::mma, .warps = 8, .producers = 4, .block_kv = 64, .stages = 3, .blocks = 1};
+    // A stage is no smaller than the query that it also has to hold: 64 keys of half the bytes would leave half of it empty.
+    DecodeConfig bytes = wide;
+    if (problem.kv_dtype == KvDType::e4m3) bytes.block_kv = 128;
     const DecodeConfig small = {.mainloop = Mainloop::mma, .warps = 4, .producers = 4, .block_kv = 64, .stages = 3, .blocks = 1};
     const DecodeConfig tiny = {.mainloop = Mainloop::mma, .warps = 4, .producers = 2, .block_kv = 32, .stages = 3, .blocks = 1};
     const DecodeConfig least = {.mainloop = Mainloop::mma, .warps = 4, .producers = 2, .block_kv = 32, .stages = 2, .blocks = 1};
-    for (const DecodeConfig& row : {wide, problem.head_dim <= 128 ? small : tiny, tiny, least}) {
+    for (const DecodeConfig& row : {bytes, wide, problem.head_dim <= 128 ? small : tiny, tiny, least}) {
         DecodeConfig config = {.mainloop = asked.mainloop != Mainloop::choose ? asked.mainloop : row.mainloop,
                                .warps = fixed(asked.warps, row.warps),
                                .producers = fixed(asked.producers, row.producers),

@@ -71,15 +71,13 @@ struct DecodeProducer {
     struct QueryRows {
         u32 request[kRowGroups];
     };
-    SAPWOOD_DEVICE u32 request_at(const abi::Item& of, u32 index) const {
-        return load_readonly_4(&params.requests[of.request_begin + index].request);
-    }
-    SAPWOOD_DEVICE QueryRows find_query(const abi::Item& of) const {
+    SAPWOOD_DEVICE u32 request_at(u32 index) const { return load_readonly_4(&params.requests[item.request_begin + index].request); }
+    SAPWOOD_DEVICE QueryRows find_query() const {
         QueryRows found;
         SAPWOOD_UNROLL for (u32 g = 0; g < kRowGroups; ++g) {
             const u32 row = warp * kRows + g * 32 + lane;
             found.request[g] = 0;
-            if (row < of.requests * Traits::kGroup) found.request[g] = request_at(of, row / Traits::kGroup);
+            if (row < item.requests * Traits::kGroup) found.request[g] = request_at(row / Traits::kGroup);
         }
         return found;
     }
@@ -124,9 +122,9 @@ struct DecodeProducer {
 
     /// Lane l holds word l % 4 of the abi::Chunk that token l of this warp's part of a tile lies in. Never as whole structs: the
     /// warp's chunk would be uniform, go to uniform registers, and moving it there waits for the load.
-    SAPWOOD_DEVICE u32 load_chunk(const abi::Item& of, u32 tile) const {
-        if (tile >= of.tiles) return 0;
-        const u32 index = of.chunk_begin + tile * Traits::kChunks + warp * kOwnChunks + (lane % kTokens) / abi::kChunkTokens;
+    SAPWOOD_DEVICE u32 load_chunk(u32 tile) const {
+        if (tile >= item.tiles) return 0;
+        const u32 index = item.chunk_begin + tile * Traits::kChunks + warp * kOwnChunks + (lane % kTokens) / abi::kChunkTokens;
         return load_readonly_4(reinterpret_cast<const u32*>(params.chunks + index) + lane % 4);
     }
     SAPWOOD_DEVICE u32 position_of(u32 words) const { return shfl(words, lane & 16); }
@@ -173,7 +171,7 @@ struct DecodeProducer {
             const unsigned* column = params.masks + (tokens >> abi::kMaskColumnShift) / 2;
             const u32 to = shared_address(shared.masks(at.stage, warp * kOwnChunks + c));
             for (u32 i = (rows & 0xffff) / Traits::kGroup + lane; i < (rows >> 16) / Traits::kGroup; i += 32) {
-                const u32 request = item.in_a_row ? first + i : request_at(item, i);
+                const u32 request = item.in_a_row ? first + i : request_at(i);
                 cp_async_4(to + i * 4, column + static_cast<u64>(request) * params.mask_words);
             }
         }
@@ -233,25 +231,15 @@ struct DecodeProducer {
         QueryRows query;
         u32 first_request;  // of a kernel with masks
     };
-    SAPWOOD_DEVICE Beginning find_beginning(const abi::Item& of) const {
+    SAPWOOD_DEVICE Beginning find_beginning() const {
         Beginning found;
-        SAPWOOD_UNROLL for (u32 i = 0; i < 2 * kAhead; ++i) found.chunk[i] = load_chunk(of, i);
-        found.query = find_query(of);
-        found.first_request = Traits::kMask ? request_at(of, 0) : 0;
+        SAPWOOD_UNROLL for (u32 i = 0; i < 2 * kAhead; ++i) found.chunk[i] = load_chunk(i);
+        found.query = find_query();
+        found.first_request = Traits::kMask ? request_at(0) : 0;
         return found;
     }
 
-    /// An item that a ticket has been drawn for while the one before it is sent, so that short items do not wait for their
-    /// look-ups.
-    struct Upcoming {
-        u32 ticket;
-        abi::Item item;
-        Beginning beginning;
-    };
-
-    /// `drawn`: the next ticket, where this is the leader; it travels while the first tile is sent.
-    SAPWOOD_DEVICE Upcoming send_item(u32 kv_head, const Beginning& beginning, u32 turn, u32 drawn, u32 tickets) {
-        Upcoming next{};
+    SAPWOOD_DEVICE void send_item(u32 kv_head, const Beginning& beginning) {
         // Two chains of dependent look-ups, chunk then page and request then row, in flight together; registers as a queue, shifted
         // once a tile, because a ring would index them at run time.
         u32 chunk[2 * kAhead];
@@ -263,9 +251,9 @@ struct DecodeProducer {
         send_query(kv_head, beginning.query, scales);
         const u8* k = static_cast<const u8*>(params.k) + static_cast<u64>(kv_head) * static_cast<u64>(params.k_head_stride);
         const u8* v = static_cast<const u8*>(params.v) + static_cast<u64>(kv_head) * static_cast<u64>(params.v_head_stride);
-        for (u32 tile = 0; tile < item.tiles || tile < 2; ++tile) {
+        for (u32 tile = 0; tile < item.tiles; ++tile) {
             if (tile < item.tiles) {
-                const u32 after = load_chunk(item, tile + 2 * kAhead);
+                const u32 after = load_chunk(tile + 2 * kAhead);
                 const u32 row_after = find_row(chunk[kAhead]);
                 send_tile(chunk[0], row[0], beginning.first_request, k, v);
                 SAPWOOD_UNROLL for (u32 i = 0; i + 1 < 2 * kAhead; ++i) chunk[i] = chunk[i + 1];
@@ -273,20 +261,13 @@ struct DecodeProducer {
                 chunk[2 * kAhead - 1] = after;
                 row[kAhead - 1] = row_after;
             }
-            if (tile == 0) {
-                next.ticket = share(turn, drawn);
-                if (next.ticket < tickets) next.item = load_item(next.ticket / params.kv_heads);
-            } else if (tile == 1 && next.ticket < tickets) {
-                next.beginning = find_beginning(next.item);
-            }
         }
         if (RowBlocks<Traits>(item.requests).parts > 1) send_empty(abi::StageKind::scratch, 0, 0);
-        return next;
     }
 
     SAPWOOD_DEVICE abi::Item load_item(u32 index) const {
         const U32x4 bits = load_readonly_16(params.items + index);
-        return {bits.x, bits.y, bits.z, static_cast<u16>(bits.w), static_cast<u16>(bits.w >> 16)};
+        return {bits.x, bits.y, bits.z, static_cast<u16>(bits.w), static_cast<u16>(Traits::kMask ? bits.w >> 16 : 0)};
     }
 
     SAPWOOD_DEVICE bool leader() const { return warp == 0 && lane == 0; }
@@ -312,7 +293,7 @@ struct DecodeProducer {
         const u32 base = merges == 0 ? grid_size() : 0;
         u32 ticket = block_id();
         Beginning beginning;
-        if (merges == 0 && ticket < tickets) beginning = find_beginning(item);
+        if (merges == 0 && ticket < tickets) beginning = find_beginning();
         // So far only the work list was read. Counters, tensors and page table are the earlier kernels' until they have ended; all
         // that the compute warps touch follows from what is copied after this.
         wait_for_earlier_kernels();
@@ -320,15 +301,17 @@ struct DecodeProducer {
             ticket = share(1, leader() ? atomic_add_relaxed(&params.counters->ticket, 1) : 0);
             if (ticket < tickets) {
                 item = load_item(ticket / params.kv_heads);
-                beginning = find_beginning(item);
+                beginning = find_beginning();
             }
         }
         for (u32 turn = 0; ticket < tickets; ++turn) {
             const u32 drawn = leader() ? base + atomic_add_relaxed(&params.counters->ticket, 1) : 0;  // travels with the item
-            const Upcoming next = send_item(ticket % params.kv_heads, beginning, turn, drawn, tickets);
-            ticket = next.ticket;
-            item = next.item;
-            beginning = next.beginning;
+            send_item(ticket % params.kv_heads, beginning);
+            ticket = share(turn, drawn);
+            if (ticket < tickets) {
+                item = load_item(ticket / params.kv_heads);
+                beginning = find_beginning();
+            }
         }
         send_empty(abi::StageKind::stop, tickets, merges);
         // With nothing to merge the block's part in putting the counters back is done here, off the compute warps' path.
