@@ -37,7 +37,8 @@ TraceProblem problem_from(const json& line) {
                       .kv_dtype = kv_dtype == kv_dtype_name(KvDType::e4m3) ? KvDType::e4m3 : KvDType::as_q,
                       .page_size = problem.at("page_size"),
                       .scale = problem.at("scale"),
-                      .softcap = problem.at("softcap")};
+                      .softcap = problem.at("softcap"),
+                      .mask = problem.value("mask", false)};
     for (const tune::ConfigField& field : tune::config_fields())
         tune::set_from_json(record.config, field.name, config.at(field.name));
     record.target = line.at("target"), record.key = line.at("key");
@@ -148,6 +149,7 @@ std::string write_trace(const std::vector<TraceProblem>& problems, std::uint64_t
         json given = {{"q_heads", problem.q_heads},       {"kv_heads", problem.kv_heads},       {"head_dim", problem.head_dim},
                       {"head_dim_v", problem.head_dim_v}, {"dtype", dtype_name(problem.dtype)}, {"page_size", problem.page_size},
                       {"scale", problem.scale},           {"softcap", problem.softcap}};
+        if (problem.mask) given["mask"] = true;  // the tree's drafts are nodes whose requests see all of it
         if (problem.kv_dtype != KvDType::as_q) given["kv_dtype"] = kv_dtype_name(problem.kv_dtype);
         const json line = {{"problem", given},
                            {"config", tune::config_json(record.config)},

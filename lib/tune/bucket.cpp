@@ -71,6 +71,7 @@ Bucket bucket_of(const DecodeProblem& problem, const Sizes& sizes) {
     bucket.dtype = key.dtype;
     bucket.kv_dtype = key.kv_dtype;
     bucket.score = key.score;
+    bucket.mask = key.mask != 0;
     bucket.pages = static_cast<std::uint8_t>(problem.page_size == 0   ? PageKind::contiguous
                                              : problem.page_size == 1 ? PageKind::token
                                                                       : PageKind::pages);
@@ -91,7 +92,8 @@ std::string Bucket::to_string() const {
     std::string text = "decode/b" + std::to_string(version) + "/" + dtype_name(static_cast<DType>(dtype)) +
                        (kv_dtype != 0 ? std::string("/") + kv_dtype_name(static_cast<KvDType>(kv_dtype)) : std::string()) + "/d" +
                        std::to_string(head_dim) + "/v" + std::to_string(head_dim_v) + "/g" + std::to_string(group) + "/" +
-                       kPageKinds[std::min<std::size_t>(pages, 2)] + "/" + kScores[std::min<std::size_t>(score, 2)];
+                       kPageKinds[std::min<std::size_t>(pages, 2)] + "/" + kScores[std::min<std::size_t>(score, 2)] +
+                       (mask ? "+mask" : "");
     for (const SizeField& field : kSizes) {
         char number[32];
         std::snprintf(number, sizeof number, "/%c%.12g", field.letter, middle_of(this->*field.member));
@@ -123,6 +125,9 @@ bool parse_bucket(std::string_view text, Bucket& bucket) {
     };
     const auto dtype =
         std::find_if(std::begin(kDTypes), std::end(kDTypes), [&](DType type) { return parts[2] == dtype_name(type); });
+    constexpr std::string_view kMask = "+mask";
+    read.mask = parts[7].ends_with(kMask);
+    if (read.mask) parts[7].remove_suffix(kMask.size());
     const std::size_t pages = index_in(kPageKinds, parts[6]), score = index_in(kScores, parts[7]);
     if (dtype == std::end(kDTypes) || pages == std::size(kPageKinds) || score == std::size(kScores)) return false;
     read.dtype = static_cast<std::uint8_t>(*dtype);
@@ -141,8 +146,8 @@ bool parse_bucket(std::string_view text, Bucket& bucket) {
 }
 
 bool same_code(const Bucket& a, const Bucket& b) {
-    return a.version == b.version && a.dtype == b.dtype && a.kv_dtype == b.kv_dtype && a.score == b.score && a.pages == b.pages &&
-           a.head_dim == b.head_dim && a.head_dim_v == b.head_dim_v && a.group == b.group;
+    return a.version == b.version && a.dtype == b.dtype && a.kv_dtype == b.kv_dtype && a.mask == b.mask && a.score == b.score &&
+           a.pages == b.pages && a.head_dim == b.head_dim && a.head_dim_v == b.head_dim_v && a.group == b.group;
 }
 
 int distance(const Bucket& a, const Bucket& b) {
@@ -167,7 +172,7 @@ std::size_t BucketHash::operator()(const Bucket& b) const noexcept {
         std::uint64_t{b.head_dim} << 32 | std::uint64_t{b.head_dim_v} << 48);
     mix(std::uint64_t{b.group} | std::uint64_t{b.kv_heads} << 16 | std::uint64_t{b.requests} << 24 | std::uint64_t{b.unique} << 32 |
         std::uint64_t{b.sharing} << 40 | std::uint64_t{b.widest} << 48 | std::uint64_t{b.longest} << 56);
-    mix(b.kv_dtype);
+    mix(b.kv_dtype | (b.mask ? 256u : 0u));
     return static_cast<std::size_t>(h);
 }
 

@@ -37,6 +37,7 @@ struct Bucket {
     std::uint8_t dtype = 0;
     std::uint8_t kv_dtype = 0;  // KvDType; the text has it where it is not that of Q
     std::uint8_t score = 0;     // Score of kernel/key.h
+    bool mask = false;          // drafts with masks; the text has it where they are
     std::uint8_t pages = 0;     // PageKind
     std::uint16_t head_dim = 0, head_dim_v = 0, group = 0;
     // Half octaves: 0 for nothing, else 1 + round(2 * log2(value)).

@@ -120,7 +120,8 @@ DecodeProblem DecodeCase::problem() const {
             .kv_dtype = variant.kv_dtype,
             .page_size = variant.page_size,
             .scale = scale,
-            .softcap = softcap};
+            .softcap = softcap,
+            .mask = mask};
 }
 
 std::int64_t DecodeCase::row_of(std::int64_t position) const {
@@ -142,6 +143,7 @@ DecodeCase build_case(const CaseSpec& spec, const Variant& variant, const BuildO
     built.variant = variant;
     built.counts = count(spec);
     built.head_dim_v = spec.head_dim_v, built.scale = spec.scale, built.softcap = spec.softcap;
+    built.mask = spec.mask;
     if (!spec.static_parents.empty()) built.variant.page_size = 0;
     if (options.runs_without_pages && variant.layout == Layout::contiguous && variant.page_size == 1) built.variant.page_size = 0;
 

@@ -68,6 +68,7 @@ struct CaseSpec {
     std::vector<Layout> layouts = {Layout::random};
     std::int32_t head_dim_v = 0;   // 0 = head_dim
     float scale = 0, softcap = 0;  // as in DecodeProblem
+    bool mask = false;             // of a trace: the kernel had masks
     Check check;
 
     /// With K and V as the file has them first or, if `kv_dtype` is given, in that type, whether it is listed or not.
@@ -93,6 +94,7 @@ struct DecodeCase {
     Variant variant;
     std::int32_t head_dim_v = 0;  // 0 = variant.head_dim
     float scale = 0, softcap = 0;
+    bool mask = false;
     Forest forest;
     TreeCounts counts;
     std::vector<std::int32_t> request_nodes;  // by request (row of Q); Forest::kNoNode never comes from a file

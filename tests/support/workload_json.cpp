@@ -191,6 +191,7 @@ std::vector<CaseSpec> cases_of(const std::vector<TraceProblem>& trace) {
         spec.page_sizes = {std::max(1, problem.page_size)};
         spec.layouts = {problem.page_size == 0 ? Layout::contiguous : Layout::random};
         spec.head_dim_v = problem.head_dim_v, spec.scale = problem.scale, spec.softcap = problem.softcap;
+        spec.mask = problem.mask;
         std::vector<std::int32_t> first;  // node of each of the trace's
         for (const TraceNode& node : record.tree) {
             first.push_back(static_cast<std::int32_t>(spec.nodes.size()));

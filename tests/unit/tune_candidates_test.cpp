@@ -104,7 +104,8 @@ TEST_CASE("tune bucket: half octaves, what changes code exactly, text and back")
     CHECK(with([](auto&, auto& s) { s.requests = 80; }) != bucket);
     CHECK(tune::distance(bucket, with([](auto&, auto& s) { s.requests = 128; })) == 2);
     for (const auto& other : {with([](auto&p, auto&) { p.softcap = 30; }), with([](auto&p, auto&) { p.page_size = 0; }),
-                              with([](auto&p, auto&) { p.q_heads = 64; }), with([](auto&p, auto&) { p.dtype = DType::fp16; })})
+                              with([](auto&p, auto&) { p.mask = true; }), with([](auto&p, auto&) { p.q_heads = 64; }),
+                              with([](auto&p, auto&) { p.dtype = DType::fp16; })})
         CHECK(!tune::same_code(bucket, other));
     CHECK(with([](auto& p, auto&) { p.page_size = 64; }) == with([](auto& p, auto&) { p.page_size = 16; }));
     for (double ratio = 0; ratio < 1e7; ratio = ratio * 1.13 + 0.7) {
@@ -115,6 +116,9 @@ TEST_CASE("tune bucket: half octaves, what changes code exactly, text and back")
         CHECK(read == some);
     }
     tune::Bucket read;
+    const tune::Bucket masked = with([](auto& p, auto&) { p.mask = true; });
+    CHECK(masked.to_string() == "decode/b1/bf16/d128/v128/g4/token/scaled+mask/h8/r64/u8192/x16/w64/l2048");
+    CHECK((tune::parse_bucket(masked.to_string(), read) && read == masked));
     CHECK(!tune::parse_bucket("decode/b2/bf16/d128/v128/g4/token/scaled/h8/r64/u8192/x16/w64/l2048", read));
 }
 
