@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Checks of the tensors of a call, each of which throws kInvalidArgument naming the tensor.
+// Tensors of a call, checked: each function throws kInvalidArgument naming the tensor.
 #pragma once
 
 #include <cstdint>
@@ -7,7 +7,9 @@
 #include <string>
 
 #include "base/error.h"
+#include "engine/device_memory.h"
 #include "packed_abi.h"
+#include "sapwood/types.h"
 
 namespace sapwood::arguments {
 
@@ -43,6 +45,29 @@ inline abi::Tensor tensor(const std::string& name, const void* data, std::int64_
     check_pointer(name.c_str(), data, kAlign);
     return {const_cast<void*>(data), stride((name + "_token_stride").c_str(), token_stride, heads * dim, limit),
             stride((name + "_head_stride").c_str(), head_stride, dim, limit)};
+}
+
+/// The same of one that is written: its rows must not overlap.
+inline abi::Tensor written(const std::string& name, const void* data, std::int64_t token_stride, std::int64_t head_stride,
+                           std::int64_t heads, std::int64_t dim) {
+    const abi::Tensor given = tensor(name, data, token_stride, head_stride, heads, dim);
+    if (given.head_stride < dim * kElement || given.token_stride < dim * kElement) {
+        refuse(name.c_str(), "has a head or token stride below its head dim " + std::to_string(dim) + ": rows would overlap");
+    }
+    return given;
+}
+
+/// What the copy engine is told of a tensor [rows, heads, dim] whose tiles have `box_rows` rows.
+inline abi::TensorMap tensor_map(Memory& memory, DType dtype, const abi::Tensor& tensor, std::int64_t rows, std::int64_t heads,
+                                 std::int64_t dim, std::int64_t box_rows) {
+    return memory.tensor_map({.data = tensor.data,
+                              .bf16 = dtype == DType::bf16,
+                              .rows = rows,
+                              .heads = heads,
+                              .dim = dim,
+                              .token_stride = tensor.token_stride,
+                              .head_stride = tensor.head_stride,
+                              .box_rows = box_rows});
 }
 
 }  // namespace sapwood::arguments

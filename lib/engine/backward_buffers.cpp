@@ -3,6 +3,7 @@
 
 #include "attention/backward_layout.h"
 #include "engine/argument_checks.h"
+#include "engine/buffer_layout.h"
 
 namespace sapwood {
 
@@ -10,23 +11,18 @@ BackwardBuffers::BackwardBuffers(std::shared_ptr<Memory> memory, const PackedBac
                                  const BackwardKernels& kernels, std::uint64_t engine)
     : memory_(std::move(memory)), kernels_(kernels), engine_(engine) {
     const PackedProblem& problem = plan.problem;
-    const auto padded_rows = static_cast<std::size_t>(plan.row_tiles() * abi::kRowTile * problem.q_heads);
-    std::size_t bytes = 0;
-    const auto place = [&bytes](std::size_t count, std::size_t size) {
-        const std::size_t at = bytes;
-        bytes += (count * size + 255) / 256 * 256;
-        return at;
-    };
-    const std::size_t counters = place(1, sizeof(abi::Counters));
-    const std::size_t blocks = place(plan.list.blocks.size(), sizeof(abi::KeyBlock));
-    const std::size_t spans = place(plan.list.spans.size(), sizeof(abi::RowSpan));
-    const std::size_t runs = place(plan.list.runs.size(), sizeof(abi::KeyRun));
-    const std::size_t lse = place(padded_rows, sizeof(float));
-    const std::size_t row_sums = place(padded_rows, sizeof(float));
-    const std::size_t dq_sums = place(padded_rows * static_cast<std::size_t>(problem.head_dim), sizeof(float));
-    const std::size_t slots = place(plan.list.slots.size(), sizeof(abi::KeySlot));
-    const std::size_t kv_sums = place(static_cast<std::size_t>(plan.kv_sums()), sizeof(float));
-    block_ = memory_->allocate(bytes);
+    const std::int64_t padded_rows = plan.row_tiles() * abi::kRowTile * problem.q_heads;
+    Layout layout;
+    const std::size_t counters = layout.place<abi::Counters>(1);
+    const std::size_t blocks = layout.place<abi::KeyBlock>(std::ssize(plan.list.blocks));
+    const std::size_t spans = layout.place<abi::RowSpan>(std::ssize(plan.list.spans));
+    const std::size_t runs = layout.place<abi::KeyRun>(std::ssize(plan.list.runs));
+    const std::size_t lse = layout.place<float>(padded_rows);
+    const std::size_t row_sums = layout.place<float>(padded_rows);
+    const std::size_t dq_sums = layout.place<float>(padded_rows * problem.head_dim);
+    const std::size_t slots = layout.place<abi::KeySlot>(std::ssize(plan.list.slots));
+    const std::size_t kv_sums = layout.place<float>(plan.kv_sums());
+    block_ = memory_->allocate(layout.bytes());
     const auto at = [&](std::size_t offset) { return static_cast<void*>(static_cast<char*>(block_) + offset); };
     abi::BackwardParams& main = base_.main;
     main.counters = static_cast<abi::Counters*>(at(counters));
@@ -51,9 +47,7 @@ BackwardBuffers::BackwardBuffers(std::shared_ptr<Memory> memory, const PackedBac
     main.group = static_cast<unsigned>(problem.q_heads / problem.kv_heads);
     main.section_heads = static_cast<unsigned>(plan.section_heads);
     main.scale = base_.finish.scale = problem.scale;
-    constexpr float kLog2e = 1.4426950408889634f;
-    main.scale_log2 = problem.softcap > 0 ? problem.scale / problem.softcap : problem.scale * kLog2e;
-    main.softcap_log2 = problem.softcap * kLog2e;
+    set_score(main, problem);
 }
 
 BackwardBuffers::~BackwardBuffers() { memory_->free(block_); }
@@ -73,40 +67,25 @@ void bind(const PackedBackwardPlan::Impl& plan, const PackedGradients& t, Memory
     using namespace arguments;
     const PackedProblem& problem = plan.problem;
     const std::int64_t dim = problem.head_dim, dim_v = problem.head_dim_v, q_heads = problem.q_heads, kv_heads = problem.kv_heads;
-    const auto written = [](const char* name, const abi::Tensor& tensor_given, std::int64_t width) {
-        if (tensor_given.head_stride < width * kElement || tensor_given.token_stride < width * kElement)
-            refuse(name, "has a head or token stride below its head dim " + std::to_string(width) + ": rows would overlap");
-        return tensor_given;
-    };
     const abi::Tensor q = tensor("q", t.q, t.q_token_stride, t.q_head_stride, q_heads, dim);
     const abi::Tensor k = tensor("k", t.k, t.k_token_stride, t.k_head_stride, kv_heads, dim);
     const abi::Tensor v = tensor("v", t.v, t.v_token_stride, t.v_head_stride, kv_heads, dim_v);
     const abi::Tensor dout = tensor("dout", t.dout, t.dout_token_stride, t.dout_head_stride, q_heads, dim_v);
     call.prepare.out = tensor("out", t.out, t.out_token_stride, t.out_head_stride, q_heads, dim_v);
     call.prepare.dout = dout;
-    call.finish.dq = written("dq", tensor("dq", t.dq, t.dq_token_stride, t.dq_head_stride, q_heads, dim), dim);
-    call.main.dk = written("dk", tensor("dk", t.dk, t.dk_token_stride, t.dk_head_stride, kv_heads, dim), dim);
-    call.main.dv = written("dv", tensor("dv", t.dv, t.dv_token_stride, t.dv_head_stride, kv_heads, dim_v), dim_v);
+    call.finish.dq = written("dq", t.dq, t.dq_token_stride, t.dq_head_stride, q_heads, dim);
+    call.main.dk = written("dk", t.dk, t.dk_token_stride, t.dk_head_stride, kv_heads, dim);
+    call.main.dv = written("dv", t.dv, t.dv_token_stride, t.dv_head_stride, kv_heads, dim_v);
     call.finish.dk = call.main.dk;
     call.finish.dv = call.main.dv;
     check_pointer("lse", t.lse, 4);
     if (t.dlse != nullptr) check_pointer("dlse", t.dlse, 4);
     call.prepare.lse = t.lse;
     call.prepare.dlse = t.dlse;
-    const auto map = [&](const abi::Tensor& x, std::int64_t rows, std::int64_t heads, std::int64_t width, unsigned box) {
-        return memory.tensor_map({.data = x.data,
-                                  .bf16 = problem.dtype == DType::bf16,
-                                  .rows = rows,
-                                  .heads = heads,
-                                  .dim = width,
-                                  .token_stride = x.token_stride,
-                                  .head_stride = x.head_stride,
-                                  .box_rows = static_cast<std::int64_t>(box)});
-    };
-    call.main.q_map = map(q, plan.info.rows, q_heads, dim, abi::kRowTile);
-    call.main.dout_map = map(dout, plan.info.rows, q_heads, dim_v, abi::kRowTile);
-    call.main.k_map = map(k, plan.info.keys, kv_heads, dim, abi::kBackwardKeys);
-    call.main.v_map = map(v, plan.info.keys, kv_heads, dim_v, abi::kBackwardKeys);
+    call.main.q_map = tensor_map(memory, problem.dtype, q, plan.info.rows, q_heads, dim, abi::kRowTile);
+    call.main.dout_map = tensor_map(memory, problem.dtype, dout, plan.info.rows, q_heads, dim_v, abi::kRowTile);
+    call.main.k_map = tensor_map(memory, problem.dtype, k, plan.info.keys, kv_heads, dim, abi::kBackwardKeys);
+    call.main.v_map = tensor_map(memory, problem.dtype, v, plan.info.keys, kv_heads, dim_v, abi::kBackwardKeys);
 }
 
 }  // namespace sapwood

@@ -9,6 +9,7 @@
 #include "base/error.h"
 #include "base/log.h"
 #include "engine/arguments.h"
+#include "engine/calls.h"
 #include "engine/engine_impl.h"
 #include "engine/plan_buffers.h"
 #include "engine/plan_state.h"
@@ -62,15 +63,6 @@ KernelKey Engine::Impl::key_of(const DecodePlan::Impl& plan) const {
 
 bool Engine::Impl::ready(const DecodePlan::Impl& plan) const {
     return plan.device != nullptr && static_cast<const PlanBuffers*>(plan.device.get())->engine() == service->identity;
-}
-
-void Engine::Impl::check_plan(const DecodePlan::Impl& plan) const {
-    const TargetSetup& setup = service->setup;
-    if (plan.limits.target != setup.target || plan.limits.sms != setup.limits.sms) {
-        raise(ErrorCode::kUnsupportedDevice, "the plan was made for " + plan.limits.target + " with " +
-                                                 std::to_string(plan.limits.sms) + " SMs; this engine runs on " + setup.target +
-                                                 " with " + std::to_string(setup.limits.sms) + ". Plan with this engine");
-    }
 }
 
 void Engine::Impl::check_runs() const {
@@ -148,7 +140,7 @@ void Engine::Impl::make_buffers(DecodePlan::Impl& plan, Kernel* kernel) {
 }
 
 void Engine::Impl::prepare_for_call(DecodePlan::Impl& plan) {
-    check_plan(plan);
+    check_made_for(plan.limits, *service);
     if (!ready(plan)) make_buffers(plan, kernel_for_call(plan));
 }
 
@@ -172,7 +164,7 @@ DecodePlan Engine::plan_static_tree(const DecodeProblem& problem, std::span<cons
 KernelReport Engine::prepare(DecodePlan& plan) {
     const auto start = std::chrono::steady_clock::now();
     DecodePlan::Impl& host = plan.impl();
-    impl_->check_plan(host);
+    check_made_for(host.limits, *impl_->service);
     jit::Origin origin{};
     Kernel* kernel = impl_->service->get(impl_->key_of(host), &origin);
     impl_->make_buffers(host, kernel);
@@ -186,7 +178,7 @@ KernelReport Engine::prepare(DecodePlan& plan) {
 std::vector<KernelReport> Engine::prepare(std::span<DecodePlan> plans) {
     std::vector<std::string> keys;
     for (const DecodePlan& plan : plans) {
-        impl_->check_plan(plan.impl());
+        check_made_for(plan.impl().limits, *impl_->service);
         keys.push_back(impl_->key_of(plan.impl()).to_string());
     }
     std::vector<KernelReport> reports = prepare_keys(keys);
@@ -236,12 +228,8 @@ void Engine::launch(DecodePlan& plan, const DecodeTensors& tensors, void* stream
     const bool ready = impl_->ready(host);
     if (!ready || buffers_of(host).stale(host)) {
         impl_->check_runs();
-        impl_->check_plan(host);
-        if (service.setup.memory->capturing(stream)) {
-            raise(ErrorCode::kNotPrepared, std::string("the stream is capturing and the plan is not ") +
-                                               (ready ? "uploaded" : "prepared") +
-                                               "; call Engine::prepare and Engine::upload before the capture");
-        }
+        check_made_for(host.limits, service);
+        check_not_capturing(service, stream, ready);
         abi::DecodeParams checked{};
         bind(host, tensors, checked);  // bad tensors are refused before anything is compiled or copied
         upload(plan, stream);
@@ -250,16 +238,10 @@ void Engine::launch(DecodePlan& plan, const DecodeTensors& tensors, void* stream
     abi::DecodeParams params = buffers.base();
     bind(host, tensors, params);
     Kernel& kernel = *buffers.kernel();
-    const jit::LaunchShape shape = {.grid = static_cast<std::uint32_t>(host.grid()),
-                                    .block = threads_of(kernel.key),
-                                    .shared_bytes = shared_bytes_of(kernel.key),
-                                    .overlap = service.options.overlap_launches};
     PlanState* const state = state_of(host);
     const bool stands_in = state != nullptr && state->standing_in();
     if (stands_in && !state->fixed() && service.setup.memory->capturing(stream)) state->fix();
-    kernel.loaded->launch(shape, &params, sizeof(params), stream);
-    service.counters.launches.fetch_add(1, std::memory_order_relaxed);
-    kernel.calls.fetch_add(1, std::memory_order_relaxed);
+    enqueue(service, kernel, host.grid(), params, stream);
     if (state != nullptr) state->count_launch();
     if (stands_in) {
         service.counters.stand_in_launches.fetch_add(1, std::memory_order_relaxed);

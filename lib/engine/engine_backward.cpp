@@ -6,8 +6,8 @@
 #include "attention/backward_layout.h"
 #include "base/error.h"
 #include "engine/backward_buffers.h"
+#include "engine/calls.h"
 #include "engine/engine_impl.h"
-#include "kernel/render.h"
 
 namespace sapwood {
 namespace {
@@ -31,41 +31,15 @@ KernelKey key_of(const PackedBackwardPlan::Impl& plan, Family family) {
     return packed_key(family, problem, config, plan.limits.target);
 }
 
-BackwardBuffers* buffers_of(const PackedBackwardPlan::Impl& plan, const KernelService& service) {
-    auto* const buffers = static_cast<BackwardBuffers*>(plan.device.get());
-    return buffers != nullptr && buffers->engine() == service.identity ? buffers : nullptr;
-}
-
-void check_plan(const PackedBackwardPlan::Impl& plan, const KernelService& service) {
-    const Limits& here = service.setup.limits;
-    if (plan.limits.target != service.setup.target || plan.limits.sms != here.sms)
-        raise(ErrorCode::kUnsupportedDevice, "the plan was made for " + plan.limits.target + " with " +
-                                                 std::to_string(plan.limits.sms) + " SMs; this engine runs on " +
-                                                 service.setup.target + " with " + std::to_string(here.sms) +
-                                                 ". Plan with this engine");
-}
-
 /// The plan's kernels, ready, and its buffers where there is a device.
 BackwardKernels make_ready(PackedBackwardPlan::Impl& plan, KernelService& service) {
-    check_plan(plan, service);
+    check_made_for(plan.limits, service);
     const BackwardKernels kernels = {.prepare = service.get(key_of(plan, Family::backward_prepare)),
                                      .main = service.get(key_of(plan, Family::packed_backward)),
                                      .finish = service.get(key_of(plan, Family::backward_finish))};
-    if (service.setup.memory && buffers_of(plan, service) == nullptr)
+    if (service.setup.memory && buffers_on<BackwardBuffers>(plan, service) == nullptr)
         plan.device = std::make_shared<BackwardBuffers>(service.setup.memory, plan, kernels, service.identity);
     return kernels;
-}
-
-template <class Params>
-void enqueue(KernelService& service, Kernel& kernel, std::int64_t grid, const Params& params, void* stream) {
-    if (grid == 0) return;
-    const jit::LaunchShape shape = {.grid = static_cast<std::uint32_t>(grid),
-                                    .block = threads_of(kernel.key),
-                                    .shared_bytes = shared_bytes_of(kernel.key),
-                                    .overlap = service.options.overlap_launches};
-    kernel.loaded->launch(shape, &params, sizeof(params), stream);
-    service.counters.launches.fetch_add(1, std::memory_order_relaxed);
-    kernel.calls.fetch_add(1, std::memory_order_relaxed);
 }
 
 }  // namespace
@@ -89,7 +63,7 @@ std::vector<KernelReport> Engine::prepare(PackedBackwardPlan& plan) {
 void Engine::upload(PackedBackwardPlan& plan, void* stream) {
     impl_->check_runs();
     make_ready(plan.impl(), *impl_->service);
-    buffers_of(plan.impl(), *impl_->service)->upload(plan.impl(), stream);
+    buffers_on<BackwardBuffers>(plan.impl(), *impl_->service)->upload(plan.impl(), stream);
 }
 
 void Engine::launch(PackedBackwardPlan& plan, const PackedGradients& tensors, void* stream) {
@@ -97,24 +71,22 @@ void Engine::launch(PackedBackwardPlan& plan, const PackedGradients& tensors, vo
     KernelService& service = *impl_->service;
     impl_->check_runs();
     BackwardArguments call;
-    BackwardBuffers* buffers = buffers_of(host, service);
+    BackwardBuffers* buffers = buffers_on<BackwardBuffers>(host, service);
     if (buffers == nullptr || !buffers->uploaded()) {
-        check_plan(host, service);
-        if (service.setup.memory->capturing(stream))
-            raise(ErrorCode::kNotPrepared, std::string("the stream is capturing and the plan is not ") +
-                                               (buffers != nullptr ? "uploaded" : "prepared") +
-                                               "; call Engine::prepare and Engine::upload before the capture");
+        check_made_for(host.limits, service);
+        check_not_capturing(service, stream, buffers != nullptr);
         bind(host, tensors, *service.setup.memory, call);  // bad tensors are refused before anything is compiled or copied
         upload(plan, stream);
-        buffers = buffers_of(host, service);
+        buffers = buffers_on<BackwardBuffers>(host, service);
     }
     call = buffers->base();
     bind(host, tensors, *service.setup.memory, call);
     const std::int64_t rows = host.row_tiles() * abi::kRowTile * host.problem.q_heads;
     const std::int64_t row_grid = std::min<std::int64_t>((rows + kRowWarps - 1) / kRowWarps, host.limits.sms * kRowBlocks);
-    enqueue(service, *buffers->kernels().prepare, row_grid, call.prepare, stream);
-    enqueue(service, *buffers->kernels().main, host.info.grid, call.main, stream);
-    enqueue(service, *buffers->kernels().finish, row_grid, call.finish, stream);
+    const BackwardKernels& kernels = buffers->kernels();
+    if (row_grid > 0) enqueue(service, *kernels.prepare, row_grid, call.prepare, stream);
+    if (host.info.grid > 0) enqueue(service, *kernels.main, host.info.grid, call.main, stream);
+    if (row_grid > 0) enqueue(service, *kernels.finish, row_grid, call.finish, stream);
 }
 
 }  // namespace sapwood

@@ -20,7 +20,6 @@ struct Engine::Impl {
 
     KernelKey key_of(const DecodePlan::Impl& plan) const;
     bool ready(const DecodePlan::Impl& plan) const;
-    void check_plan(const DecodePlan::Impl& plan) const;
     void check_runs() const;
     void adopt(DecodePlan::Impl& plan, const Forest& forest, const DecodeLimits& asked);
     void prepare_for_call(DecodePlan::Impl& plan);

@@ -3,9 +3,9 @@
 #include <chrono>
 
 #include "base/error.h"
+#include "engine/calls.h"
 #include "engine/engine_impl.h"
 #include "engine/merge_arguments.h"
-#include "kernel/render.h"
 
 namespace sapwood {
 
@@ -35,13 +35,7 @@ void Engine::merge_states(const MergeProblem& problem, const MergeTensors& tenso
     }
     const std::uint32_t rows_a_block =
         abi::kMergeThreads / abi::merge_lanes(key.head_dim, static_cast<unsigned>(state_dtype_bytes(problem.part_dtype)));
-    const jit::LaunchShape shape = {.grid = (params.row_heads + rows_a_block - 1) / rows_a_block,
-                                    .block = threads_of(key),
-                                    .shared_bytes = 0,
-                                    .overlap = service.options.overlap_launches};
-    kernel->loaded->launch(shape, &params, sizeof(params), stream);
-    service.counters.launches.fetch_add(1, std::memory_order_relaxed);
-    kernel->calls.fetch_add(1, std::memory_order_relaxed);
+    enqueue(service, *kernel, (params.row_heads + rows_a_block - 1) / rows_a_block, params, stream);
 }
 
 }  // namespace sapwood

@@ -3,6 +3,7 @@
 #include <chrono>
 
 #include "base/error.h"
+#include "engine/calls.h"
 #include "engine/engine_impl.h"
 #include "engine/packed_buffers.h"
 #include "kernel/render.h"
@@ -14,25 +15,11 @@ KernelKey key_of(const PackedPlan::Impl& plan) {
     return packed_key(Family::packed_forward, plan.problem, plan.config, plan.limits.target);
 }
 
-PackedBuffers* buffers_of(const PackedPlan::Impl& plan, const KernelService& service) {
-    auto* const buffers = static_cast<PackedBuffers*>(plan.device.get());
-    return buffers != nullptr && buffers->engine() == service.identity ? buffers : nullptr;
-}
-
-void check_plan(const PackedPlan::Impl& plan, const KernelService& service) {
-    const Limits& here = service.setup.limits;
-    if (plan.limits.target != service.setup.target || plan.limits.sms != here.sms)
-        raise(ErrorCode::kUnsupportedDevice, "the plan was made for " + plan.limits.target + " with " +
-                                                 std::to_string(plan.limits.sms) + " SMs; this engine runs on " +
-                                                 service.setup.target + " with " + std::to_string(here.sms) +
-                                                 ". Plan with this engine");
-}
-
 /// The plan's kernel, ready, and its buffers where there is a device.
 Kernel* make_ready(PackedPlan::Impl& plan, KernelService& service, jit::Origin* origin = nullptr) {
-    check_plan(plan, service);
+    check_made_for(plan.limits, service);
     Kernel* const kernel = service.get(key_of(plan), origin);
-    if (service.setup.memory && buffers_of(plan, service) == nullptr)
+    if (service.setup.memory && buffers_on<PackedBuffers>(plan, service) == nullptr)
         plan.device = std::make_shared<PackedBuffers>(service.setup.memory, plan, kernel, service.identity);
     return kernel;
 }
@@ -57,7 +44,7 @@ KernelReport Engine::prepare(PackedPlan& plan) {
 void Engine::upload(PackedPlan& plan, void* stream) {
     impl_->check_runs();
     make_ready(plan.impl(), *impl_->service);
-    buffers_of(plan.impl(), *impl_->service)->upload(plan.impl(), stream);
+    buffers_on<PackedBuffers>(plan.impl(), *impl_->service)->upload(plan.impl(), stream);
 }
 
 void Engine::launch(PackedPlan& plan, const PackedTensors& tensors, void* stream) {
@@ -66,27 +53,17 @@ void Engine::launch(PackedPlan& plan, const PackedTensors& tensors, void* stream
     impl_->check_runs();
     if (host.list.blocks.empty()) return;  // no rows: nothing to write
     abi::PackedForwardParams params{};
-    PackedBuffers* buffers = buffers_of(host, service);
+    PackedBuffers* buffers = buffers_on<PackedBuffers>(host, service);
     if (buffers == nullptr || !buffers->uploaded()) {
-        check_plan(host, service);
-        if (service.setup.memory->capturing(stream))
-            raise(ErrorCode::kNotPrepared, std::string("the stream is capturing and the plan is not ") +
-                                               (buffers != nullptr ? "uploaded" : "prepared") +
-                                               "; call Engine::prepare and Engine::upload before the capture");
+        check_made_for(host.limits, service);
+        check_not_capturing(service, stream, buffers != nullptr);
         bind(host, tensors, *service.setup.memory, params);  // bad tensors are refused before anything is compiled or copied
         upload(plan, stream);
-        buffers = buffers_of(host, service);
+        buffers = buffers_on<PackedBuffers>(host, service);
     }
     params = buffers->base();
     bind(host, tensors, *service.setup.memory, params);
-    Kernel& kernel = *buffers->kernel();
-    const jit::LaunchShape shape = {.grid = static_cast<std::uint32_t>(host.grid()),
-                                    .block = threads_of(kernel.key),
-                                    .shared_bytes = shared_bytes_of(kernel.key),
-                                    .overlap = service.options.overlap_launches};
-    kernel.loaded->launch(shape, &params, sizeof(params), stream);
-    service.counters.launches.fetch_add(1, std::memory_order_relaxed);
-    kernel.calls.fetch_add(1, std::memory_order_relaxed);
+    enqueue(service, *buffers->kernel(), host.grid(), params, stream);
 }
 
 std::string Engine::source(const PackedPlan& plan) const { return render(key_of(plan.impl())).source; }

@@ -2,37 +2,31 @@
 #include "engine/packed_buffers.h"
 
 #include "engine/argument_checks.h"
+#include "engine/buffer_layout.h"
 
 namespace sapwood {
 
 PackedBuffers::PackedBuffers(std::shared_ptr<Memory> memory, const PackedPlan::Impl& plan, Kernel* kernel, std::uint64_t engine)
     : memory_(std::move(memory)), kernel_(kernel), engine_(engine) {
-    std::size_t bytes = 0;
-    const auto place = [&bytes](std::size_t count, std::size_t size) {
-        const std::size_t at = bytes;
-        bytes += (count * size + 255) / 256 * 256;
-        return at;
-    };
-    const std::size_t counters = place(1, sizeof(abi::Counters));
-    const std::size_t blocks = place(plan.list.blocks.size(), sizeof(abi::QueryBlock));
-    const std::size_t spans = place(plan.list.spans.size(), sizeof(abi::KeySpan));
-    const std::size_t runs = place(plan.list.runs.size(), sizeof(abi::KeyRun));
-    block_ = memory_->allocate(bytes);
+    const PackedProblem& problem = plan.problem;
+    Layout layout;
+    const std::size_t counters = layout.place<abi::Counters>(1);
+    const std::size_t blocks = layout.place<abi::QueryBlock>(std::ssize(plan.list.blocks));
+    const std::size_t spans = layout.place<abi::KeySpan>(std::ssize(plan.list.spans));
+    const std::size_t runs = layout.place<abi::KeyRun>(std::ssize(plan.list.runs));
+    block_ = memory_->allocate(layout.bytes());
     const auto at = [&](std::size_t offset) { return static_cast<void*>(static_cast<char*>(block_) + offset); };
     base_.counters = static_cast<abi::Counters*>(at(counters));
     base_.query_blocks = static_cast<abi::QueryBlock*>(at(blocks));
     base_.spans = static_cast<abi::KeySpan*>(at(spans));
     base_.runs = static_cast<abi::KeyRun*>(at(runs));
-    const PackedProblem& problem = plan.problem;
     base_.rows = static_cast<int>(plan.info.rows);
     base_.keys = static_cast<int>(plan.info.keys);
     base_.query_block_count = static_cast<unsigned>(plan.list.blocks.size());
     base_.q_heads = static_cast<unsigned>(problem.q_heads);
     base_.group = static_cast<unsigned>(problem.q_heads / problem.kv_heads);
     base_.section_heads = static_cast<unsigned>(plan.section_heads);
-    constexpr float kLog2e = 1.4426950408889634f;
-    base_.scale_log2 = problem.softcap > 0 ? problem.scale / problem.softcap : problem.scale * kLog2e;
-    base_.softcap_log2 = problem.softcap * kLog2e;
+    set_score(base_, problem);
 }
 
 PackedBuffers::~PackedBuffers() { memory_->free(block_); }
@@ -54,25 +48,13 @@ void bind(const PackedPlan::Impl& plan, const PackedTensors& tensors, Memory& me
     params.q = tensor("q", tensors.q, tensors.q_token_stride, tensors.q_head_stride, q_heads, dim);
     params.k = tensor("k", tensors.k, tensors.k_token_stride, tensors.k_head_stride, kv_heads, dim);
     params.v = tensor("v", tensors.v, tensors.v_token_stride, tensors.v_head_stride, kv_heads, dim_v);
-    params.out = tensor("out", tensors.out, tensors.out_token_stride, tensors.out_head_stride, q_heads, dim_v);
-    if (params.out.head_stride < dim_v * kElement || params.out.token_stride < dim_v * kElement)
-        refuse("out", "has a head or token stride below its head dim " + std::to_string(dim_v) + ": rows would overlap");
+    params.out = written("out", tensors.out, tensors.out_token_stride, tensors.out_head_stride, q_heads, dim_v);
     if (tensors.lse != nullptr) check_pointer("lse", tensors.lse, 4);
     params.lse = tensors.lse;
     if (plan.config.mainloop != Mainloop::wgmma) return;
-    const auto map = [&](const abi::Tensor& t, std::int64_t rows, std::int64_t heads, std::int64_t width, std::int64_t box) {
-        return memory.tensor_map({.data = t.data,
-                                  .bf16 = problem.dtype == DType::bf16,
-                                  .rows = rows,
-                                  .heads = heads,
-                                  .dim = width,
-                                  .token_stride = t.token_stride,
-                                  .head_stride = t.head_stride,
-                                  .box_rows = box});
-    };
-    params.q_map = map(params.q, plan.info.rows, problem.q_heads, dim, plan.block_q());
-    params.k_map = map(params.k, plan.info.keys, problem.kv_heads, dim, plan.config.block_kv);
-    params.v_map = map(params.v, plan.info.keys, problem.kv_heads, dim_v, plan.config.block_kv);
+    params.q_map = tensor_map(memory, problem.dtype, params.q, plan.info.rows, problem.q_heads, dim, plan.block_q());
+    params.k_map = tensor_map(memory, problem.dtype, params.k, plan.info.keys, problem.kv_heads, dim, plan.config.block_kv);
+    params.v_map = tensor_map(memory, problem.dtype, params.v, plan.info.keys, problem.kv_heads, dim_v, plan.config.block_kv);
 }
 
 }  // namespace sapwood

@@ -1,28 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/plan_buffers.h"
 
-#include "plan/tiles.h"
+#include "engine/buffer_layout.h"
 
 namespace sapwood {
-namespace {
-
-/// Counts first, then places: the same sequence of calls measures the allocation and fills in the pointers.
-class Layout {
-public:
-    template <class T>
-    std::size_t place(std::int64_t count) {
-        const std::size_t at = bytes_;
-        bytes_ += (static_cast<std::size_t>(count) * sizeof(T) + 255) / 256 * 256;
-        return at;
-    }
-    std::size_t bytes() const { return bytes_; }
-
-private:
-    std::size_t bytes_ = 0;
-};
-
-}  // namespace
-
 PlanBuffers::PlanBuffers(std::shared_ptr<Memory> memory, const DecodePlan::Impl& plan, Kernel* kernel, std::uint64_t engine)
     : memory_(std::move(memory)), kernel_(kernel), engine_(engine) {
     const DecodeProblem& problem = plan.problem;
@@ -52,9 +33,7 @@ PlanBuffers::PlanBuffers(std::shared_ptr<Memory> memory, const DecodePlan::Impl&
     base_.partial_out = static_cast<float*>(at(out));
     base_.kv_heads = static_cast<unsigned>(problem.kv_heads);
     base_.item_capacity = static_cast<unsigned>(plan.capacity.items);
-    constexpr float kLog2e = 1.4426950408889634f;
-    base_.scale_log2 = problem.softcap > 0 ? problem.scale / problem.softcap : problem.scale * kLog2e;
-    base_.softcap_log2 = problem.softcap * kLog2e;
+    set_score(base_, problem);
 }
 
 PlanBuffers::~PlanBuffers() { memory_->free(block_); }
