@@ -2,7 +2,7 @@
 // Work lists and parameter blocks of the packed kernels: what abi.h is to decode.
 #pragma once
 
-#include "abi.h"
+#include "tensor_map_abi.h"
 
 namespace sapwood::abi {
 
@@ -28,17 +28,6 @@ struct alignas(16) QueryBlock {
     unsigned rows;
     unsigned span_begin;
     unsigned tiles;  // of all its spans
-};
-
-/// A tensor of 16-bit elements as the copy engine knows it (CUtensorMap); on the host target, a HostTensorMap.
-struct alignas(64) TensorMap {
-    unsigned long long words[16];
-};
-struct HostTensorMap {
-    const void* data;
-    long long token_stride, head_stride;      // bytes
-    unsigned long long rows;                  // of the tensor
-    unsigned long long box_rows, box_panels;  // of a load: rows, and groups of 64 elements
 };
 
 /// A tensor [rows, heads, dim], rows and heads anywhere. Strides in bytes.

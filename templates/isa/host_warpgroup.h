@@ -6,7 +6,7 @@ namespace sapwood::kernel {
 
 // --- copy engine -----------------------------------------------------------------------------------------------------
 template <CacheHint>
-inline void tensor_load(u32 shared, const abi::TensorMap& words, u32, i32 row, u32 head) {
+inline void tensor_load(u32 shared, const abi::TensorMap& words, u32, i32 row, u32 head, u32 first_panel = 0) {
     abi::HostTensorMap map;
     __builtin_memcpy(&map, &words, sizeof(map));
     if (shared % 1024 != 0) [[unlikely]]
@@ -18,7 +18,7 @@ inline void tensor_load(u32 shared, const abi::TensorMap& words, u32, i32 row, u
             const bool there = at >= 0 && at < static_cast<i64>(map.rows);
             const u32 to = shared + static_cast<u32>((panel * map.box_rows + r) * 128);
             for (u32 c = 0; c < 8; ++c) {
-                const u8* source = there ? from + at * map.token_stride + panel * 128 + c * 16 : nullptr;
+                const u8* source = there ? from + at * map.token_stride + (first_panel + panel) * 128 + c * 16 : nullptr;
                 cp_async_16(to + (c ^ (to >> 7 & 7)) * 16, source, there ? 16 : 0);
             }
         }
@@ -27,6 +27,8 @@ inline void tensor_load(u32 shared, const abi::TensorMap& words, u32, i32 row, u
 /// The executor counts arrivals, not bytes: this one comes when the thread's copies so far have landed, so they must have been
 /// issued before.
 inline void mbarrier_arrive_bytes(u32 mbarrier, u32) { cp_async_arrive(mbarrier); }
+/// The thread arrives behind its copies, by cp_async_arrive.
+inline void mbarrier_expect_bytes(u32, u32) {}
 inline void fence_mbarrier_init() {}
 inline void bulk_load(u32 shared, const void* global, u32 bytes, u32) {
     for (u32 at = 0; at < bytes; at += 16) cp_async_16(shared + at, static_cast<const u8*>(global) + at, 16);
