@@ -87,23 +87,19 @@ struct BackwardWarpLoader {
     }
 
 private:
-    /// Rows [row, row + kCount) of one head; those outside [0, limit) become zeros.
+    /// Rows [row, row + kCount) of one head; those outside [0, limit) become zeros. A thread keeps to its column of a group that is
+    /// permuted by itself: all other addresses are constants away.
     template <class Tile, u32 kCount, u32 kColumns>
     SAPWOOD_DEVICE static void copy(u32 to, const abi::Tensor& tensor, i32 row, u32 head, i32 limit) {
-        const u32 thread = thread_id();
-        const u8* base = static_cast<const u8*>(tensor.data) + static_cast<i64>(head) * tensor.head_stride;
-        if constexpr (Traits::kThreads % kColumns == 0) {  // a thread stays in its column, and in its place of the permutation
-            constexpr u32 kDown = Traits::kThreads / kColumns;
-            static_assert(kDown % 8 == 0 && kCount % kDown == 0);
-            const u32 r = thread / kColumns, column = thread % kColumns;
-            to += Tile::offset(r, column);
-            base += column * 16;
-            SAPWOOD_UNROLL for (u32 i = 0; i < kCount / kDown; ++i)
-                copy_piece(to + i * kDown * Tile::kPitch, base, tensor.token_stride, row + static_cast<i32>(r + i * kDown), limit);
-        } else {
-            SAPWOOD_UNROLL for (u32 i = thread; i < kCount * kColumns; i += Traits::kThreads) {
-                const u32 r = i / kColumns, column = i % kColumns;
-                copy_piece(to + Tile::offset(r, column), base + column * 16, tensor.token_stride, row + static_cast<i32>(r), limit);
+        constexpr u32 kGroup = kColumns % 8 == 0 ? 8 : 4, kDown = Traits::kThreads / kGroup;
+        static_assert(kColumns % kGroup == 0 && kCount % kDown == 0);
+        const u32 r = thread_id() / kGroup, column = thread_id() % kGroup;
+        const u8* base = static_cast<const u8*>(tensor.data) + static_cast<i64>(head) * tensor.head_stride + column * 16;
+        to += Tile::offset(r, column);
+        SAPWOOD_UNROLL for (u32 i = 0; i < kCount; i += kDown) {
+            SAPWOOD_UNROLL for (u32 c = 0; c < kColumns; c += kGroup) {
+                copy_piece(to + i * Tile::kPitch + c * 16, base + c * 16, tensor.token_stride, row + static_cast<i32>(r + i),
+                           limit);
             }
         }
     }

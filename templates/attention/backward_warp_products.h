@@ -18,6 +18,7 @@ struct BackwardWarpProducts {
     static constexpr u32 kKeyColumns = Traits::kHeadDim / Traits::kRowWarps, kValueColumns = Traits::kHeadDimV / Traits::kRowWarps;
     static constexpr u32 kSumRows = Traits::kRows / Traits::kSumRowWarps, kSumColumns = Traits::kHeadDim / Traits::kSumColumnWarps;
     using Scores = f32[kM][kN][4];
+    using Shared = BackwardWarpShared<Traits>;
 
     const abi::BackwardParams& params;
     const BackwardWarpShared<Traits>& shared;
@@ -61,19 +62,17 @@ private:
     SAPWOOD_DEVICE u32 row_warp() const { return warp % Traits::kRowWarps; }
     SAPWOOD_DEVICE u32 first_row() const { return row_warp() * Traits::kWarpRows; }
 
-    /// One step; `left` with it.
+    /// One step; `left` with it. Every barrier is waited for in every step, needed or not: so synccheck can follow it.
     SAPWOOD_DEVICE void attend(u32 step, u32 left) {
         Scores s, ds;
         shared.wait_full(step);
         multiply<typename Traits::KTile, typename Traits::QTile, Traits::kHeadDim>(s, shared.address, shared.query(step));
         if constexpr (Traits::kStages > 1) {
-            if (left > 1) {
-                Shared::wait_all_before(shared.rows_read(), step);
-                loader.copy_step(step + 1);
-            }
+            Shared::wait_all_before(shared.rows_read(), step);  // the next step's rows come where those before this one lie
+            if (left > 1) loader.copy_step(step + 1);
         }
         finish_scores(s, step);
-        Shared::wait_all_before(shared.dscores_read(), step);
+        Shared::wait_all_before(shared.dscores_read(), step);  // and so the weights and the header of the step before
         if (left > 2 && thread_id() == 0) loader.next_header(step + 2);
         if constexpr (!Traits::Score::kTransforms) {
             weigh(s, step);
@@ -89,15 +88,12 @@ private:
         accumulate<typename Traits::QTile>(dk, shared.address + Traits::kDScores, shared.query(step));
         mbarrier_arrive(shared.rows_read());
         Shared::wait_all(shared.dscores_written(), step);
-        if constexpr (Traits::kStages == 1) {
-            if (left > 1) {
-                Shared::wait_all(shared.rows_read(), step);
-                loader.copy_step(step + 1);
-            }
+        if constexpr (Traits::kStages == 1) {  // copies have the time of dQ
+            Shared::wait_all(shared.rows_read(), step);
+            if (left > 1) loader.copy_step(step + 1);
         }
         add_query_gradients(step);
     }
-    using Shared = BackwardWarpShared<Traits>;
 
     /// d (this warp's keys x its rows) = `keys` times `rows`.
     template <class KeyTile, class RowTile, u32 kDim>
