@@ -62,7 +62,6 @@ struct alignas(16) RowSpan {
     unsigned runs;
 };
 inline constexpr unsigned kRowTile = 64;
-inline constexpr unsigned kKeyTile = 128;  // keys of a block
 
 /// Keys of one block and query rows that see them: all such rows, or a part of them.
 struct alignas(16) KeyBlock {
@@ -87,7 +86,7 @@ struct BackwardPrepareParams {
     float* lse_log2;    // base-2 logarithm; +inf for a row that sees nothing, and behind the last row
     float* row_sums;    // sum of out * dout, less dlse
     float* dq_sums;     // [q_heads, row_tiles, kRowTile * head_dim], zeroed
-    float* kv_sums;     // [slots, kv_heads, kKeyTile * (head_dim + head_dim_v)], zeroed
+    float* kv_sums;     // [slots, kv_heads, keys of a block * (head_dim + head_dim_v)], zeroed
     long long kv_sums_count;
     int rows;
     unsigned row_tiles, q_heads;
@@ -95,8 +94,8 @@ struct BackwardPrepareParams {
 
 /// The backward pass: dK and dV a block of keys at a time, dQ by additions to fp32 sums.
 struct BackwardParams {
-    TensorMap q_map, k_map, v_map, dout_map;
-    Tensor dk, dv;
+    TensorMap q_map, k_map, v_map, dout_map;  // where the copy engine copies
+    Tensor q, k, v, dout, dk, dv;
     const float* lse_log2;
     const float* row_sums;
     float* dq_sums;
@@ -105,6 +104,7 @@ struct BackwardParams {
     const RowSpan* spans;
     const KeyRun* runs;
     Counters* counters;
+    int rows, keys;
     unsigned row_tiles;
     unsigned key_block_count;
     unsigned kv_heads;

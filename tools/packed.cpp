@@ -132,6 +132,52 @@ Checked check(const Item& item, const Pack& pack, const Values& values, std::int
     return checked;
 }
 
+/// What a backward call takes and gives; Q stands in for the gradient of the output.
+PackedGradients gradients_of(const PackedTensors& t, void* dq, void* dk, void* dv) {
+    return {.q = t.q, .k = t.k, .v = t.v, .out = t.out, .dout = t.q, .lse = t.lse, .dq = dq, .dk = dk, .dv = dv};
+}
+
+struct CheckedGradients {
+    double run_us = 0;
+    std::optional<double> error;  // the largest of the three
+    bool passes(DType dtype) const { return !error || *error <= support::tolerance(dtype); }
+};
+
+/// On the forward pass' results. The oracle goes over all pairs, so work beyond --host-work is not compared.
+CheckedGradients run_backward(Engine& engine, const DevicePtr& device, const Item& item, const Pack& pack, const Values& values,
+                              const OnDevice* there, const PackedRunOptions& options) {
+    const PackedProblem problem = item.variant.problem();
+    PackedBackwardPlan plan = engine.plan_packed_backward(problem, pack, config_of(options.backward_config));
+    support::HalfBuffer dq(values.q.size()), dk(values.k.size()), dv(values.v.size());
+    CheckedGradients result;
+    engine.prepare(plan);
+    if (device) {
+        const DeviceBuffer q(device, dq.bytes()), k(device, dk.bytes()), v(device, dv.bytes());
+        const PackedGradients call = gradients_of(there->tensors, q.as(), k.as(), v.as());
+        GpuStream stream(device);
+        engine.launch(plan, call, stream.get());  // as in the forward pass, the second one counts
+        result.run_us = stream.time(1, nullptr, [&](int) { engine.launch(plan, call, stream.get()); })[0];
+        device->synchronize(stream.get());
+        q.download(dq.data(), dq.bytes()), k.download(dk.data(), dk.bytes()), v.download(dv.data(), dv.bytes());
+    } else {
+        const double begin = now_ms();
+        engine.launch(plan, gradients_of(values.tensors, dq.data(), dk.data(), dv.data()));
+        result.run_us = (now_ms() - begin) * 1e3;
+    }
+    constexpr double kOfForward = 2.5;  // --host-work is said of the forward pass
+    if (!options.check || (options.host_work > 0 && plan.info().flops > kOfForward * options.host_work)) return result;
+    const auto wide = [&](const support::HalfBuffer& from) {
+        std::vector<double> to(static_cast<std::size_t>(from.size()));
+        for (std::size_t i = 0; i < to.size(); ++i) to[i] = static_cast<double>(support::widen(problem.dtype, from.data()[i]));
+        return to;
+    };
+    const auto want = oracle::packed_backward(problem, values.tensors, pack.rows(), pack.keys(),
+                                              oracle::sees_segments(item.spec.segments), wide(values.q), {});
+    result.error = std::max({support::relative_error(wide(dq), want.dq), support::relative_error(wide(dk), want.dk),
+                             support::relative_error(wide(dv), want.dv)});
+    return result;
+}
+
 nlohmann::json to_json(const Item& item, const Pack& pack) {
     return {{"case", item.spec.name},
             {"dtype", dtype_name(item.variant.dtype)},
@@ -159,6 +205,8 @@ int run_packed(const Selection& cases, JsonLines& json, const PackedRunOptions& 
                  {"run", 10},
                  {"error", 9},
                  {"lse", 9},
+                 {"bwd run", 10},
+                 {"bwd error", 9},
                  {"check", -8}});
     std::size_t failed = 0, skipped = 0;
     for (const Item& item : items) {
@@ -176,12 +224,14 @@ int run_packed(const Selection& cases, JsonLines& json, const PackedRunOptions& 
         const KernelReport kernel = engine.prepare(plan);
         line["kernel"] = tool::to_json(kernel);
         std::optional<Checked> checked;
+        std::optional<CheckedGradients> gradients;
         double run_us = 0;
         if (engine.has_device()) {
             Values values(pack, item.variant, item.spec.seed);
+            std::optional<OnDevice> on_device;
             const double begin = now_ms();
             if (device) {
-                OnDevice there(device, values);
+                const OnDevice& there = on_device.emplace(device, values);
                 GpuStream stream(device);
                 engine.launch(plan, there.tensors,
                               stream.get());  // so that the checked one finds the counters as this one left them
@@ -193,19 +243,25 @@ int run_packed(const Selection& cases, JsonLines& json, const PackedRunOptions& 
                 run_us = (now_ms() - begin) * 1e3;
             }
             if (options.check) checked = check(item, pack, values, options.check_rows);
+            if (options.passes.find("bwd") != std::string::npos)
+                gradients = run_backward(engine, device, item, pack, values, on_device ? &*on_device : nullptr, options);
         }
-        const bool bad = checked && !checked->passes(item.variant.dtype);
+        const bool bad = (checked && !checked->passes(item.variant.dtype)) || (gradients && !gradients->passes(item.variant.dtype));
         failed += bad;
         line["run_us"] = run_us;
         if (checked)
             line["error"] = checked->out_error, line["worst_row"] = checked->worst_row, line["lse_error"] = checked->lse_error,
             line["ok"] = !bad;
+        if (gradients) line["backward_us"] = gradients->run_us;
+        if (gradients && gradients->error) line["backward_error"] = *gradients->error;
         json.write(line);
         if (json.to_stdout()) continue;
         table.row({item.title(), text("%lld", static_cast<long long>(info.rows)), text("%lld", static_cast<long long>(info.tiles)),
                    text("%lld", static_cast<long long>(info.partial_tiles)), kernel.origin, text("%.1f", kernel.prepare_ms),
                    text("%d", kernel.registers), run_us > 0 ? micros_text(run_us) : "",
                    checked ? text("%.2e", checked->out_error) : "", checked ? text("%.1e", checked->lse_error) : "",
+                   gradients ? micros_text(gradients->run_us) : "",
+                   gradients && gradients->error ? text("%.2e", *gradients->error) : "",
                    !checked ? ""
                    : bad    ? "FAILED"
                             : "ok"});
@@ -246,14 +302,15 @@ public:
         return timed;
     }
 
-    /// On the forward pass' results; V stands in for the gradient of the output where it has as many heads, else Q does.
+    /// On the forward pass' results.
     Timed backward(const Item& item, const Pack& pack, const OnDevice& there) {
         const PackedProblem problem = item.variant.problem();
-        PackedBackwardPlan plan = engine_.plan_packed_backward(problem, pack);
+        const PackedConfig config = config_of(options_.backward_config);
+        PackedBackwardPlan plan = engine_.plan_packed_backward(problem, pack, config);
         const PackedBackwardInfo info = plan.info();
         Timed timed = {.flops = info.flops, .tiles = info.tiles, .partial_tiles = info.partial_tiles};
-        timed.pairs_in_tiles = info.tiles * 64 * 128;
-        timed.plan_us = planning([&] { engine_.plan_packed_backward(problem, Pack::from_segments(item.spec.segments)); });
+        timed.pairs_in_tiles = info.tiles * 64 * info.config.block_kv;
+        timed.plan_us = planning([&] { engine_.plan_packed_backward(problem, Pack::from_segments(item.spec.segments), config); });
         engine_.prepare(plan);
         const auto bytes = [](std::int64_t rows, std::int64_t heads, std::int64_t dim) {
             return static_cast<std::size_t>(rows * heads * dim) * 2;
@@ -261,9 +318,7 @@ public:
         const DeviceBuffer dq(device_, bytes(info.rows, problem.q_heads, problem.head_dim));
         const DeviceBuffer dk(device_, bytes(info.keys, problem.kv_heads, problem.head_dim));
         const DeviceBuffer dv(device_, bytes(info.keys, problem.kv_heads, problem.head_dim));
-        const PackedTensors& t = there.tensors;
-        const PackedGradients call = {
-            .q = t.q, .k = t.k, .v = t.v, .out = t.out, .dout = t.q, .lse = t.lse, .dq = dq.as(), .dk = dk.as(), .dv = dv.as()};
+        const PackedGradients call = gradients_of(there.tensors, dq.as(), dk.as(), dv.as());
         timed.us = time([&](int) { engine_.launch(plan, call, stream_.get()); });
         return timed;
     }

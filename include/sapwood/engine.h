@@ -144,7 +144,7 @@ public:
 
     /// Gradients of attention over a pack: three kernels on one stream. dQ is added up in fp32 by atomic additions, in no fixed
     /// order.
-    PackedBackwardPlan plan_packed_backward(const PackedProblem& problem, const Pack& pack);
+    PackedBackwardPlan plan_packed_backward(const PackedProblem& problem, const Pack& pack, const PackedConfig& config = {});
     std::vector<KernelReport> prepare(PackedBackwardPlan& plan);
     void upload(PackedBackwardPlan& plan, void* stream = nullptr);
     void launch(PackedBackwardPlan& plan, const PackedGradients& tensors, void* stream = nullptr);

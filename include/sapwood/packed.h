@@ -73,10 +73,10 @@ private:
 /// Tile sizes of a packed kernel; 0 = chosen by the planner.
 struct PackedConfig {
     Mainloop mainloop = Mainloop::choose;
-    std::int32_t warps = 0;      ///< compute warps a block, 16 query rows each
-    std::int32_t producers = 0;  ///< copy warps a block
-    std::int32_t block_kv = 0;   ///< keys a tile
-    std::int32_t stages = 0;     ///< K tiles and V tiles in flight
+    std::int32_t warps = 0;      ///< compute warps a block, 16 query rows each in the forward pass
+    std::int32_t producers = 0;  ///< copy warps a block; the backward pass by mma.sync has none
+    std::int32_t block_kv = 0;   ///< keys a tile; in the backward pass those that stay in a block
+    std::int32_t stages = 0;     ///< K tiles and V tiles in flight; in the backward pass Q tiles and dO tiles
     std::int32_t blocks = 0;     ///< resident blocks an SM
 
     std::string to_string() const;
@@ -132,6 +132,7 @@ struct PackedTensors {
 
 /// What a backward plan will do, in numbers.
 struct PackedBackwardInfo {
+    PackedConfig config;
     std::int64_t rows = 0, keys = 0;
     std::int64_t visible_pairs = 0;  ///< of one head
     std::int64_t tiles = 0;          ///< key block x row tile steps of one query head
@@ -145,7 +146,7 @@ struct PackedBackwardInfo {
 };
 
 /// Tile lists for the gradients of one pack, made by Engine::plan_packed_backward; plain host data. Move-only. In flight on one
-/// stream at a time. sm_90a and the host target; head dims 64 and 128.
+/// stream at a time.
 class PackedBackwardPlan {
 public:
     PackedBackwardPlan(PackedBackwardPlan&&) noexcept;

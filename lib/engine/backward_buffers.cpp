@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/backward_buffers.h"
 
-#include "attention/backward_layout.h"
 #include "engine/argument_checks.h"
 #include "engine/buffer_layout.h"
 
@@ -40,6 +39,7 @@ BackwardBuffers::BackwardBuffers(std::shared_ptr<Memory> memory, const PackedBac
     base_.finish.kv_sums = main.kv_sums;
     base_.prepare.kv_sums_count = plan.kv_sums();
     base_.prepare.rows = base_.finish.rows = static_cast<int>(plan.info.rows);
+    main.rows = static_cast<int>(plan.info.rows), main.keys = static_cast<int>(plan.info.keys);
     main.row_tiles = base_.prepare.row_tiles = base_.finish.row_tiles = static_cast<unsigned>(plan.row_tiles());
     base_.prepare.q_heads = base_.finish.q_heads = static_cast<unsigned>(problem.q_heads);
     main.key_block_count = static_cast<unsigned>(plan.list.blocks.size());
@@ -82,10 +82,12 @@ void bind(const PackedBackwardPlan::Impl& plan, const PackedGradients& t, Memory
     if (t.dlse != nullptr) check_pointer("dlse", t.dlse, 4);
     call.prepare.lse = t.lse;
     call.prepare.dlse = t.dlse;
+    call.main.q = q, call.main.k = k, call.main.v = v, call.main.dout = dout;
+    if (plan.config.mainloop != Mainloop::wgmma) return;
     call.main.q_map = tensor_map(memory, problem.dtype, q, plan.info.rows, q_heads, dim, abi::kRowTile);
     call.main.dout_map = tensor_map(memory, problem.dtype, dout, plan.info.rows, q_heads, dim_v, abi::kRowTile);
-    call.main.k_map = tensor_map(memory, problem.dtype, k, plan.info.keys, kv_heads, dim, abi::kBackwardKeys);
-    call.main.v_map = tensor_map(memory, problem.dtype, v, plan.info.keys, kv_heads, dim_v, abi::kBackwardKeys);
+    call.main.k_map = tensor_map(memory, problem.dtype, k, plan.info.keys, kv_heads, dim, plan.config.block_kv);
+    call.main.v_map = tensor_map(memory, problem.dtype, v, plan.info.keys, kv_heads, dim_v, plan.config.block_kv);
 }
 
 }  // namespace sapwood

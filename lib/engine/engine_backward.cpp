@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <chrono>
 
-#include "attention/backward_layout.h"
 #include "base/error.h"
 #include "engine/backward_buffers.h"
 #include "engine/calls.h"
@@ -18,15 +17,11 @@ constexpr int kRowBlocks = 4;  // of these an SM
 /// What a kernel does not depend on is left out of its key.
 KernelKey key_of(const PackedBackwardPlan::Impl& plan, Family family) {
     PackedProblem problem = plan.problem;
-    PackedConfig config = {.mainloop = Mainloop::wgmma,
-                           .warps = 8,
-                           .producers = 4,
-                           .block_kv = static_cast<int>(abi::kBackwardKeys),
-                           .stages = static_cast<int>(abi::kBackwardStages),
-                           .blocks = 1};
+    PackedConfig config = plan.config;
     if (family != Family::packed_backward) {
         problem.scale = 1, problem.softcap = 0;
-        config = {.mainloop = Mainloop::mma, .warps = kRowWarps, .blocks = 1};
+        const int keys = family == Family::backward_finish ? plan.config.block_kv : 0;
+        config = {.mainloop = Mainloop::mma, .warps = kRowWarps, .block_kv = keys, .blocks = 1};
     }
     return packed_key(family, problem, config, plan.limits.target);
 }
@@ -44,8 +39,8 @@ BackwardKernels make_ready(PackedBackwardPlan::Impl& plan, KernelService& servic
 
 }  // namespace
 
-PackedBackwardPlan Engine::plan_packed_backward(const PackedProblem& problem, const Pack& pack) {
-    auto plan = make_backward_plan(problem, pack, impl_->service->setup.limits);
+PackedBackwardPlan Engine::plan_packed_backward(const PackedProblem& problem, const Pack& pack, const PackedConfig& config) {
+    auto plan = make_backward_plan(problem, pack, config, impl_->service->setup.limits);
     for (const Family family : {Family::backward_prepare, Family::packed_backward, Family::backward_finish})
         plan->keys.push_back(key_of(*plan, family).to_string());
     return PackedBackwardPlan(std::move(plan));

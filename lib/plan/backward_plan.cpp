@@ -3,8 +3,7 @@
 
 #include <algorithm>
 
-#include "attention/backward_layout.h"
-#include "base/error.h"
+#include "plan/backward_tiles.h"
 #include "plan/packed_plan.h"
 #include "plan/packed_tiles.h"
 
@@ -23,21 +22,17 @@ std::int64_t longest_part(std::int64_t tiles, const PackedProblem& problem, int 
 
 }  // namespace
 
-std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem& asked, const Pack& pack, const Limits& limits) {
+std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem& asked, const Pack& pack,
+                                                             const PackedConfig& config, const Limits& limits) {
     auto plan = std::make_unique<PackedBackwardPlan::Impl>();
     plan->problem = complete(asked);
+    plan->config = choose_backward_config(plan->problem, config, limits);
     plan->limits = limits;
     const PackedProblem& problem = plan->problem;
-    if (limits.target != "sm_90a" && limits.target != "host")
-        raise(ErrorCode::kUnsupportedDevice, "the backward pass over packs needs sm_90a (or host), the target is " + limits.target);
-    for (const int dim : {problem.head_dim, problem.head_dim_v}) {
-        if (dim != 64 && dim != 128)
-            raise(ErrorCode::kUnsupportedDevice,
-                  "the backward pass over packs has head dims 64 and 128, not " + std::to_string(dim));
-    }
-    plan->list.build(pack, static_cast<std::int32_t>(abi::kBackwardKeys),
-                     [&](std::int64_t tiles) { return longest_part(tiles, problem, limits.sms); });
+    const int resident = limits.sms * plan->config.blocks;
+    plan->list.build(pack, plan->config.block_kv, [&](std::int64_t tiles) { return longest_part(tiles, problem, resident); });
     PackedBackwardInfo& info = plan->info;
+    info.config = plan->config;
     info.rows = pack.rows();
     info.keys = pack.keys();
     info.visible_pairs = pack.visible_pairs();
@@ -47,11 +42,11 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
     info.list_bytes = plan->list.bytes();
     info.workspace_bytes = plan->kv_sums() * 4 + plan->row_tiles() * abi::kRowTile * problem.q_heads * (problem.head_dim + 2) * 4;
     info.flops = 5.0 * (problem.head_dim + problem.head_dim_v) * problem.q_heads * static_cast<double>(info.visible_pairs);
-    info.grid = static_cast<std::int32_t>(std::min<std::int64_t>(limits.sms, info.blocks * problem.kv_heads));  // parts counted
+    info.grid = static_cast<std::int32_t>(std::min<std::int64_t>(resident, info.blocks * problem.kv_heads));  // parts counted
     // What a KV head's blocks share in L2: Q, dO and the sums of dQ of its query heads.
     const std::int64_t head_bytes =
         info.rows * (problem.q_heads / problem.kv_heads) * (2 * problem.head_dim_v + 6 * problem.head_dim);
-    plan->section_heads = choose_section(problem.kv_heads, head_bytes, info.blocks, limits.sms * 3 / 2);
+    plan->section_heads = choose_section(problem.kv_heads, head_bytes, info.blocks, resident * 3 / 2);
     return plan;
 }
 

@@ -12,6 +12,7 @@ namespace sapwood {
 /// Host side of a backward plan. `device` is what the engine keeps beside it.
 struct PackedBackwardPlan::Impl {
     PackedProblem problem;
+    PackedConfig config;
     Limits limits;
     BackwardList list;
     PackedBackwardInfo info;
@@ -21,13 +22,14 @@ struct PackedBackwardPlan::Impl {
 
     /// fp32 values in which dK and dV of blocks in several parts are added up.
     std::int64_t kv_sums() const {
-        return static_cast<std::int64_t>(list.slots.size()) * problem.kv_heads * static_cast<std::int64_t>(abi::kKeyTile) *
+        return static_cast<std::int64_t>(list.slots.size()) * problem.kv_heads * config.block_kv *
                (problem.head_dim + problem.head_dim_v);
     }
     std::int64_t row_tiles() const { return (info.rows + abi::kRowTile - 1) / abi::kRowTile; }
 };
 
 /// Throws kInvalidProblem, kUnsupportedDevice.
-std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem& problem, const Pack& pack, const Limits& limits);
+std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem& problem, const Pack& pack,
+                                                             const PackedConfig& config, const Limits& limits);
 
 }  // namespace sapwood

@@ -10,7 +10,7 @@ struct BackwardShape {
     unsigned head_dim, head_dim_v;
 };
 
-inline constexpr unsigned kBackwardKeys = kKeyTile;
+inline constexpr unsigned kBackwardKeys = 128;  // of a block
 inline constexpr unsigned kBackwardStages = 2;  // row tiles in flight
 inline constexpr unsigned kBackwardThreads = 384;
 

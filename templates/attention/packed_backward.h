@@ -4,11 +4,12 @@
 
 #include "attention/backward_producer.h"
 #include "attention/backward_products.h"
+#include "attention/backward_warp_products.h"
 
 namespace sapwood::kernel {
 
 template <class Config>
-SAPWOOD_DEVICE void packed_backward(const abi::BackwardParams& params) {
+SAPWOOD_DEVICE void backward_by_warpgroups(const abi::BackwardParams& params) {
     using Traits = BackwardTraits<Config>;
     const BackwardShared<Traits> shared;
     if (thread_id() == 0) {
@@ -30,6 +31,28 @@ SAPWOOD_DEVICE void packed_backward(const abi::BackwardParams& params) {
     } else {
         registers_take<Traits::kConsumerRegisters>();
         BackwardProducts<Traits>(params, shared).run();
+    }
+}
+
+template <class Config>
+SAPWOOD_DEVICE void backward_by_warps(const abi::BackwardParams& params) {
+    using Traits = BackwardWarpTraits<Config>;
+    const BackwardWarpShared<Traits> shared;
+    if (thread_id() == 0) {
+        shared.init();
+        let_later_kernels_start();
+    }
+    wait_for_earlier_kernels();  // the barriers are seen by all behind run()'s first block_sync
+    const BackwardWarpLoader<Traits> loader{params, shared};
+    BackwardWarpProducts<Traits>(params, shared, loader).run();
+}
+
+template <class Config>
+SAPWOOD_DEVICE void packed_backward(const abi::BackwardParams& params) {
+    if constexpr (Config::kMainloop == abi::Mainloop::wgmma) {
+        backward_by_warpgroups<Config>(params);
+    } else {
+        backward_by_warps<Config>(params);
     }
 }
 

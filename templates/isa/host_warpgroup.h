@@ -33,11 +33,6 @@ inline void fence_mbarrier_init() {}
 inline void bulk_load(u32 shared, const void* global, u32 bytes, u32) {
     for (u32 at = 0; at < bytes; at += 16) cp_async_16(shared + at, static_cast<const u8*>(global) + at, 16);
 }
-inline void host_reduce_add(f32* global, f32 value) {
-    u32* to = reinterpret_cast<u32*>(global);
-    u32 old = __atomic_load_n(to, __ATOMIC_RELAXED);
-    while (!__atomic_compare_exchange_n(to, &old, host_bits(host_f32(old) + value), true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
-}
 inline void bulk_reduce_add(f32* global, u32 shared, u32 bytes) {
     const auto* from = reinterpret_cast<const f32*>(host_shared(*host_self()->block, shared, bytes, 16));
     for (u32 i = 0; i < bytes / 4; ++i) host_reduce_add(global + i, from[i]);

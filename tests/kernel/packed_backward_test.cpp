@@ -21,13 +21,20 @@ using support::Stream;
 /// A case of the forward tests, its output, and random gradients of both results.
 struct Gradients {
     PackedScene scene;
+    PackedConfig config;  // of the backward pass
     bool with_dlse;
     std::vector<std::uint16_t> dout, dq, dk, dv;
     std::vector<float> dlse;
     std::vector<double> dout_wide, dlse_wide;
 
-    Gradients(const PackedCase& which, bool with_lse_gradient) : scene(which), with_dlse(with_lse_gradient) {
-        dout.resize(scene.out.size());
+    Gradients(const PackedCase& which, const PackedConfig& asked, bool with_lse_gradient)
+        : scene(which), config(asked), with_dlse(with_lse_gradient) {
+        const PackedProblem& p = which.problem;
+        const auto size = [](std::int64_t rows, std::int64_t heads, std::int64_t dim) {
+            return static_cast<std::size_t>(std::max<std::int64_t>(rows * heads * dim, 8));
+        };
+        const std::int64_t dim_v = p.head_dim_v ? p.head_dim_v : p.head_dim;
+        dout.resize(size(scene.pack.rows(), p.q_heads, dim_v));
         for (std::size_t i = 0; i < dout.size(); ++i) {
             dout[i] = support::round_to(which.problem.dtype, support::value(77, Stream::v, i));
             dout_wide.push_back(static_cast<double>(support::widen(which.problem.dtype, dout[i])));
@@ -36,15 +43,15 @@ struct Gradients {
             dlse.push_back(support::value(77, Stream::k, i));
             dlse_wide.push_back(static_cast<double>(dlse.back()));
         }
-        dq.resize(scene.q.size());
-        dk.resize(scene.k.size());
-        dv.resize(scene.v.size());
+        dq.resize(size(scene.pack.rows(), p.q_heads, p.head_dim));
+        dk.resize(size(scene.pack.keys(), p.kv_heads, p.head_dim));
+        dv.resize(size(scene.pack.keys(), p.kv_heads, dim_v));
     }
 
     void run(const Target& target) {
         scene.run(target);
         for (auto* values : {&dq, &dk, &dv}) std::fill(values->begin(), values->end(), support::kNan16);
-        PackedBackwardPlan plan = target.engine->plan_packed_backward(scene.which.problem, scene.pack);
+        PackedBackwardPlan plan = target.engine->plan_packed_backward(scene.which.problem, scene.pack, config);
         PackedGradients call = {.q = scene.q.data(),
                                 .k = scene.k.data(),
                                 .v = scene.v.data(),
@@ -54,7 +61,15 @@ struct Gradients {
                                 .dlse = with_dlse ? dlse.data() : nullptr,
                                 .dq = dq.data(),
                                 .dk = dk.data(),
-                                .dv = dv.data()};
+                                .dv = dv.data(),
+                                .q_token_stride = scene.tensors.q_token_stride,
+                                .q_head_stride = scene.tensors.q_head_stride,
+                                .k_token_stride = scene.tensors.k_token_stride,
+                                .k_head_stride = scene.tensors.k_head_stride,
+                                .v_token_stride = scene.tensors.v_token_stride,
+                                .v_head_stride = scene.tensors.v_head_stride,
+                                .out_token_stride = scene.tensors.out_token_stride,
+                                .out_head_stride = scene.tensors.out_head_stride};
         if (target.device == nullptr) return target.engine->launch(plan, call);
         std::vector<std::uint64_t> owned;
         const auto place = [&](auto& pointer, const auto& values) {
@@ -91,18 +106,34 @@ struct Gradients {
     }
 };
 
+void check(const Target& target, const PackedCase& which, const PackedConfig& config, bool with_dlse) {
+    Gradients gradients(which, config, with_dlse);
+    gradients.run(target);
+    const std::string fault = gradients.fault();
+    CHECK_MESSAGE(fault.empty(), which.name << " d" << which.problem.head_dim << "/" << which.problem.head_dim_v << ", "
+                                            << config.to_string() << ": " << fault);
+}
+
+/// Every case by the main loop that is chosen and, where that is another one, by mma.sync.
 void all_cases(const Target& target) {
     int ran = 0;
     for (const PackedCase& which : packed_cases()) {
-        const std::int32_t dim_v = which.problem.head_dim_v ? which.problem.head_dim_v : which.problem.head_dim;
-        // Gaps and a missing LSE are the forward tests' affair.
-        if (which.problem.head_dim > 128 || which.problem.head_dim == 96 || dim_v > 128 || which.padded || !which.lse) continue;
-        Gradients gradients(which, ++ran % 2 == 0);
-        gradients.run(target);
-        const std::string fault = gradients.fault();
-        CHECK_MESSAGE(fault.empty(), which.name << " d" << which.problem.head_dim << ": " << fault);
+        if (!which.lse) continue;
+        const PackedProblem& p = which.problem;
+        check(target, which, {.mainloop = which.config.mainloop}, ++ran % 2 == 0);
+        const bool wgmma = p.head_dim % 64 == 0 && p.head_dim <= 128 && (p.head_dim_v == 0 || p.head_dim_v <= 128);
+        if (which.config.mainloop == Mainloop::choose && wgmma) check(target, which, {.mainloop = Mainloop::mma}, ran % 2 == 1);
     }
-    CHECK(ran >= 8);
+    CHECK(ran >= 16);
+}
+void all_tiles(const Target& target) {
+    int ran = 0;
+    for (const PackedCase& which : backward_tile_cases()) {
+        PackedCase forward = which;
+        forward.config = {};
+        check(target, forward, which.config, ++ran % 2 == 0);
+    }
+    CHECK(ran >= 10);
 }
 
 }  // namespace
@@ -110,4 +141,47 @@ void all_cases(const Target& target) {
 TEST_CASE("packed backward on host: gradients against the oracle") { all_cases(host_target()); }
 TEST_CASE("packed backward on gpu: gradients against the oracle") {
     if (support::gpu_available()) all_cases(gpu_target());
+}
+
+TEST_CASE("packed backward on host: every block size of mma.sync against the oracle") { all_tiles(host_target()); }
+TEST_CASE("packed backward on gpu: every block size of mma.sync against the oracle") {
+    if (support::gpu_available()) all_tiles(gpu_target());
+}
+
+TEST_CASE("packed backward on host: results of mma.sync do not depend on the order in which threads run") {
+    for (const PackedCase& which : {backward_tile_cases()[0], backward_tile_cases()[9]}) {
+        PackedCase forward = which;
+        forward.config = {};
+        Gradients first(forward, which.config, true), other(forward, which.config, true);
+        first.run(host_target());
+        for (const std::uint64_t seed : {5, 6}) {
+            Engine engine(host_options(seed));
+            other.run({&engine, nullptr});
+            CHECK(first.dk == other.dk);
+            CHECK(first.dv == other.dv);
+            CHECK(other.fault().empty());  // dQ is added up in any order, so its bits may differ
+        }
+    }
+}
+
+TEST_CASE("packed backward: tiles that cannot be are refused with what was asked and what there is") {
+    Engine& engine = *host_target().engine;
+    const Pack pack = Pack::from_segments(std::vector<Segment>{{-1, 64}});
+    const auto refused = [&](PackedProblem problem, const PackedConfig& config) {
+        try {
+            engine.plan_packed_backward(problem, pack, config);
+        } catch (const Error& error) {
+            CHECK(error.code() == ErrorCode::kUnsupportedDevice);
+            return std::string(error.what());
+        }
+        return std::string();
+    };
+    const PackedProblem narrow = {.q_heads = 1, .kv_heads = 1, .head_dim = 96},
+                        wide = {.q_heads = 1, .kv_heads = 1, .head_dim = 256};
+    CHECK(refused(narrow, {.mainloop = Mainloop::wgmma}).find("head dims 64 and 128, not 96; leave mainloop open or ask for mma") !=
+          std::string::npos);
+    CHECK(refused(narrow, {.block_kv = 32}).find("blocks of 32 keys do not divide head dims 96 and 96") != std::string::npos);
+    CHECK(refused(wide, {.block_kv = 128}).find("need about") != std::string::npos);
+    CHECK(refused(wide, {.producers = 4}).find("no copy warps") != std::string::npos);
+    CHECK(refused(wide, {.stages = 3}).find("stages 3 is not 1 or 2") != std::string::npos);
 }

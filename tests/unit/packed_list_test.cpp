@@ -93,10 +93,10 @@ void check_list(const Pack& pack, const oracle::Sees& sees, std::int32_t block_q
 }
 
 /// The same of the lists of a backward pass, parts of blocks included.
-void check_backward_list(const Pack& pack, const oracle::Sees& sees, std::int64_t share) {
-    constexpr std::int32_t kKeys = 128, kRows = abi::kRowTile;
+void check_backward_list(const Pack& pack, const oracle::Sees& sees, std::int64_t share, std::int32_t block_keys = 128) {
+    constexpr std::int32_t kRows = abi::kRowTile;
     BackwardList list;
-    list.build(pack, kKeys, [&](std::int64_t all) { return all / share; });
+    list.build(pack, block_keys, [&](std::int64_t all) { return all / share; });
     std::vector<int> seen(static_cast<std::size_t>(pack.rows() * pack.keys()));
     std::map<int, int> covered;  // key blocks
     std::map<int, int> parts;
@@ -117,7 +117,7 @@ void check_backward_list(const Pack& pack, const oracle::Sees& sees, std::int64_
             faults += span.row_begin % kRows != 0;
             for (unsigned t = 0; t < span.tiles; ++t, ++in_block) {
                 const std::int64_t row_begin = span.row_begin + static_cast<std::int64_t>(t) * kRows;
-                for (std::int64_t key = block.key_begin; key < block.key_begin + kKeys; ++key) {
+                for (std::int64_t key = block.key_begin; key < block.key_begin + block_keys; ++key) {
                     for (std::int64_t row = row_begin; row < row_begin + kRows; ++row) {
                         bool visible = span.runs == 0;
                         for (unsigned i = 0; i < span.runs && !visible; ++i)
@@ -152,7 +152,7 @@ TEST_CASE("backward lists: every pair that is visible is in one tile of one part
     for (int round = 0; round < 40; ++round) {
         CAPTURE(round);
         const auto segments = random_segments(random);
-        check_backward_list(Pack::from_segments(segments), oracle::sees_segments(segments), 1 + random(0, 8));
+        check_backward_list(Pack::from_segments(segments), oracle::sees_segments(segments), 1 + random(0, 8), 32 << round % 3);
     }
     for (int round = 0; round < 40; ++round) {
         CAPTURE(round);
@@ -164,7 +164,7 @@ TEST_CASE("backward lists: every pair that is visible is in one tile of one part
         PackedMask mask = {.causal = random(0, 1) == 0};
         if (random(0, 1) == 0) mask.window_left = static_cast<std::int32_t>(random(0, 90));
         if (random(0, 2) == 0) mask.window_right = static_cast<std::int32_t>(random(0, 90));
-        check_backward_list(Pack::from_cu_seqlens(q, k, mask), oracle::sees_sequences(q, k, mask), 4);
+        check_backward_list(Pack::from_cu_seqlens(q, k, mask), oracle::sees_sequences(q, k, mask), 4, 32 << round % 3);
     }
     // One block that every response sees, far above its share.
     std::vector<Segment> segments = {{-1, 100}};
