@@ -86,10 +86,14 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
     sizes.reserve(cover.blocks.size());
     const ChunkCost cost = chunk_cost(model, input);
     double all = 0, longest = 0;
+    const ForestOrder::Entry* path = nullptr;  // of the blocks from path_begin on
+    std::size_t path_begin = 0;
     for (const Block& block : cover.blocks) {
         BlockSize size;
+        const ForestOrder::Entry* longest_shared = nullptr;
         each_entry(order, block, [&](const ForestOrder::Entry& entry) {
             const std::int64_t own = entry.padded / abi::kChunkTokens;
+            if (entry.side_by_side && (longest_shared == nullptr || entry.padded > longest_shared->padded)) longest_shared = &entry;
             size.chunks += own;
             size.crowded += static_cast<double>(own) * cost(entry, block, 1.0);
             size.alone += static_cast<double>(own) * cost(entry, block, kAlone);
@@ -100,7 +104,15 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
         size.tiles = std::max<std::int64_t>(1, (size.chunks + in_tile - 1) / in_tile);
         size.requests = block.request_end - block.request_begin;
         size.seen /= static_cast<double>(size.chunks > 0 ? size.chunks : 1);
+        size.paced = size.crowded;
+        if (longest_shared != path || path == nullptr) path_begin = sizes.size();
+        path = longest_shared;
         sizes.push_back(size);
+        // Cut alike, they pass the same keys at the same time, and all but one find them in L2.
+        for (std::size_t i = path_begin; i < sizes.size(); ++i) {
+            const double slowest = std::max(sizes[i].paced, size.paced);
+            sizes[i].paced = sizes.back().paced = slowest;
+        }
         all += size.crowded;
         longest = std::max(longest, size.crowded);
     }
@@ -108,7 +120,7 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
     const double microsecond = kBytesPerMicrosecond / workers;
     const auto items_at = [&](double item_cost) {
         std::int64_t items = 0;
-        for (const BlockSize& size : sizes) items += pieces_of(size.crowded, item_cost, size.tiles);
+        for (const BlockSize& size : sizes) items += pieces_of(size.paced, item_cost, size.tiles);
         return items;
     };
     Split best;
@@ -130,7 +142,7 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
         tried = pieces;
         double items = 0, parts = 0, work = 0, slowest_alone = 0;
         for (const BlockSize& size : sizes) {
-            const double count = static_cast<double>(pieces_of(size.crowded, length, size.tiles));
+            const double count = static_cast<double>(pieces_of(size.paced, length, size.tiles));
             items += count;
             // Each item has partial rows for the requests that see something in it: a request is in as many items as its keys
             // touch.

@@ -16,6 +16,7 @@ namespace sapwood {
 struct BlockSize {
     std::int64_t chunks = 0, tiles = 1, requests = 0;
     double crowded = 0, alone = 0;  // cost of its chunks with all workers streaming, and with few
+    double paced = 0;               // crowded, or that of the slowest of neighbours that load the same keys at the same time
     double seen = 0;                // requests that see a chunk, on average
 };
 
