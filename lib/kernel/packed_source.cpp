@@ -40,6 +40,7 @@ KernelSource packed_backward_source(const KernelKey& key) {
                            }};
     if (static_cast<Family>(key.family) == Family::packed_backward) {
         source.slots["score"] = score_policy(static_cast<Score>(key.score));
+        source.slots["order"] = key.fixed_order != 0 ? "FixedOrder" : "AnyOrder";
     } else {
         source.slots["warps"] = std::to_string(key.warps);
     }

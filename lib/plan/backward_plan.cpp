@@ -15,17 +15,36 @@ namespace {
 /// H100: a sixth of what a multiprocessor does in all evens out well, and beyond 333 steps an item costs more balance than its
 /// beginning and end save; where even that cuts all blocks, twelve items a multiprocessor are enough.
 std::int64_t longest_part(std::int64_t tiles, const PackedProblem& problem, int sms) {
-    constexpr std::int64_t kGoodSteps = 333;
+    // What a part costs beyond its tiles, K and V once more and fp32 additions of dK and dV, is about two of them.
+    constexpr std::int64_t kGoodSteps = 333, kLeastTiles = 24;
     const std::int64_t group = problem.q_heads / problem.kv_heads, steps = tiles * problem.q_heads / sms;
     const std::int64_t limit = std::max(std::min(steps / 6, kGoodSteps), steps / 12);
-    return limit / group;
+    return std::max(limit / group, kLeastTiles);
+}
+
+/// The same in a fixed order, which does not keep short items for the end.
+std::int64_t longest_part_in_order(std::int64_t tiles, const PackedProblem& problem, int sms) {
+    constexpr std::int64_t kLeastSteps = 64, kMostSteps = 96;
+    const std::int64_t group = problem.q_heads / problem.kv_heads, steps = tiles * problem.q_heads / sms;
+    return std::max<std::int64_t>(1, std::clamp(steps / 24, kLeastSteps, kMostSteps) / group);
+}
+
+/// KV heads that are worked on together in a fixed order. The more, the fewer blocks at work add to the same tiles; but tiles of
+/// dQ, with their Q and dO, are to stay in L2 until the last one has.
+std::int32_t section_in_order(std::int32_t kv_heads) {
+    std::int32_t heads = 1;
+    for (std::int32_t next = 2; next <= 4; ++next)
+        if (kv_heads % next == 0) heads = next;
+    return heads;
 }
 
 }  // namespace
 
-std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem& asked, const Pack& pack, const Limits& limits) {
+std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem& asked, const Pack& pack,
+                                                             const PackedBackwardOptions& options, const Limits& limits) {
     auto plan = std::make_unique<PackedBackwardPlan::Impl>();
     plan->problem = complete(asked);
+    plan->options = options;
     plan->limits = limits;
     const PackedProblem& problem = plan->problem;
     if (limits.target != "sm_90a" && limits.target != "host")
@@ -35,8 +54,13 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
             raise(ErrorCode::kUnsupportedDevice,
                   "the backward pass over packs has head dims 64 and 128, not " + std::to_string(dim));
     }
-    plan->list.build(pack, static_cast<std::int32_t>(abi::kBackwardKeys),
-                     [&](std::int64_t tiles) { return longest_part(tiles, problem, limits.sms); });
+    plan->list.build(
+        pack, static_cast<std::int32_t>(abi::kBackwardKeys),
+        [&](std::int64_t tiles) {
+            return options.deterministic ? longest_part_in_order(tiles, problem, limits.sms)
+                                         : longest_part(tiles, problem, limits.sms);
+        },
+        options.deterministic);
     PackedBackwardInfo& info = plan->info;
     info.rows = pack.rows();
     info.keys = pack.keys();
@@ -45,13 +69,15 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
     info.partial_tiles = plan->list.partial_tiles;
     info.blocks = static_cast<std::int64_t>(plan->list.blocks.size());
     info.list_bytes = plan->list.bytes();
-    info.workspace_bytes = plan->kv_sums() * 4 + plan->row_tiles() * abi::kRowTile * problem.q_heads * (problem.head_dim + 2) * 4;
+    info.workspace_bytes =
+        (plan->kv_sums() + plan->arrivals()) * 4 + plan->row_tiles() * abi::kRowTile * problem.q_heads * (problem.head_dim + 2) * 4;
     info.flops = 5.0 * (problem.head_dim + problem.head_dim_v) * problem.q_heads * static_cast<double>(info.visible_pairs);
     info.grid = static_cast<std::int32_t>(std::min<std::int64_t>(limits.sms, info.blocks * problem.kv_heads));  // parts counted
     // What a KV head's blocks share in L2: Q, dO and the sums of dQ of its query heads.
     const std::int64_t head_bytes =
         info.rows * (problem.q_heads / problem.kv_heads) * (2 * problem.head_dim_v + 6 * problem.head_dim);
-    plan->section_heads = choose_section(problem.kv_heads, head_bytes, info.blocks, limits.sms * 3 / 2);
+    plan->section_heads = options.deterministic ? section_in_order(problem.kv_heads)
+                                                : choose_section(problem.kv_heads, head_bytes, info.blocks, limits.sms * 3 / 2);
     return plan;
 }
 

@@ -25,8 +25,8 @@ constexpr unsigned backward_tiles_bytes(const BackwardShape& s) {
 constexpr unsigned backward_words_bytes() {
     return kBackwardStages * (2 * kRowTile * 4 + kPackedHeaderBytes) + kPackedItemBytes + 16;
 }
-/// Full and empty of K and V, of Q and dO by stage, of the two halves of dQ.
-constexpr unsigned backward_barriers() { return 2 + 4 * kBackwardStages + 4; }
+/// Full and empty of K and V, of Q and dO by stage, of the two halves of dQ, of their turn.
+constexpr unsigned backward_barriers() { return 2 + 4 * kBackwardStages + 4 + 2; }
 constexpr unsigned backward_shared_bytes(const BackwardShape& s) {
     return backward_tiles_bytes(s) + backward_words_bytes() + align_up(backward_barriers() * 8, 16);
 }

@@ -4,7 +4,7 @@
 // Only dS goes through shared memory, for dQ, of which each warpgroup makes half of the columns. sm_90a.
 #pragma once
 
-#include "attention/backward_traits.h"
+#include "attention/backward_order.h"
 #include "attention/decode_epilogue.h"
 #include "isa/warpgroup.h"
 
@@ -39,14 +39,17 @@ struct BackwardProducts {
             clear(dk);
             clear(dv);
             SAPWOOD_NO_UNROLL for (u32 i = 0; i < item.steps; ++i) step();
+            const u32 part = Traits::Order::kFixed ? shared.part() : 0;
             release(shared.item_ring.empty(0));
             if (item.slot() == abi::KeyBlock::kNoSlot) {
                 write(params.dk, dk, params.scale);
                 write(params.dv, dv, 1.0f);
             } else {
                 f32* sums = params.kv_sums + static_cast<u64>(item.slot() * params.kv_heads + item.kv_head) * kSumFloats;
+                if constexpr (Traits::Order::kFixed) wait_for_parts(part);
                 add(sums, dk);
                 add(sums + Traits::kKeys * Traits::kHeadDim, dv);
+                if constexpr (Traits::Order::kFixed) leave_part();
             }
         }
         shared.sums(warpgroup).wait_empty(sum);
@@ -198,6 +201,17 @@ private:
             const u32 row = c * 16 + lane / 16 * 8 + lane % 8, column = warp_id() * 2 + lane / 8 % 2;
             stmatrix_x4_trans(tile + DS::offset(row, column), e[c]);
         }
+    }
+
+    SAPWOOD_DEVICE void wait_for_parts(u32 before) const {
+        const u32* arrivals = slot_arrivals(params, item.slot(), item.kv_head);
+        if (lane == 0)
+            while (load_acquire(arrivals) != before) {}
+        warp_sync();
+    }
+    SAPWOOD_DEVICE void leave_part() const {
+        named_sync(kPairBarrier, Traits::kComputeWarps * 32);
+        if (thread_id() == 0) atomic_add_release(slot_arrivals(params, item.slot(), item.kv_head), 1);
     }
 
     /// To what other parts of the same block have made. In the order of the threads, like dQ.

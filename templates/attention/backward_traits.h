@@ -15,9 +15,9 @@ struct BackwardTraits : Config {
     static constexpr abi::BackwardShape kShape = {Config::kHeadDim, Config::kHeadDimV};
     static constexpr u32 kKeys = abi::kBackwardKeys, kRows = abi::kRowTile, kStages = abi::kBackwardStages;
     static constexpr u32 kComputeWarps = 8;
-    // 40 + 2 * 232 = the 3 * 168 of the launch.
-    static constexpr u32 kProducerRegisters = 40;
-    static constexpr u32 kConsumerRegisters = 232;
+    // 56 + 2 * 224 = the 3 * 168 of the launch.
+    static constexpr u32 kProducerRegisters = 56;
+    static constexpr u32 kConsumerRegisters = 224;
 
     using KTile = Panels<Config::kHeadDim / 8, kKeys>;
     using VTile = Panels<Config::kHeadDimV / 8, kKeys>;
@@ -61,13 +61,15 @@ struct BackwardShared {
     u32 address;
     Ring<1> item_ring;  // K, V and the item
     Ring<Traits::kStages> queries, douts;
+    Ring<1> turns;  // in a fixed order: that of the next tile of dQ has come
 
     SAPWOOD_DEVICE BackwardShared()
         : base(shared_memory()),
           address(shared_address(base)),
           item_ring{address + Traits::kBarriers},
           queries{address + Traits::kBarriers + 16},
-          douts{address + Traits::kBarriers + 16 + Traits::kStages * 16} {}
+          douts{address + Traits::kBarriers + 16 + Traits::kStages * 16},
+          turns{address + Traits::kBarriers + 48 + Traits::kStages * 32} {}
     /// dQ of a warpgroup, on its way out.
     SAPWOOD_DEVICE Ring<1> sums(u32 warpgroup) const {
         return {address + Traits::kBarriers + 16 + Traits::kStages * 32 + warpgroup * 16};
@@ -89,6 +91,13 @@ struct BackwardShared {
     SAPWOOD_DEVICE TileHeader& header(u32 stage) const {
         return *reinterpret_cast<TileHeader*>(base + Traits::kHeaders + stage * abi::kPackedHeaderBytes);
     }
+    /// In a fixed order: where the tile's turn is. Behind the header's words.
+    SAPWOOD_DEVICE u32& turn(u32 stage) const {
+        static_assert(sizeof(TileHeader) + sizeof(u32) <= abi::kPackedHeaderBytes);
+        return *reinterpret_cast<u32*>(base + Traits::kHeaders + stage * abi::kPackedHeaderBytes + sizeof(TileHeader));
+    }
+    /// In a fixed order: parts of the item's block before it.
+    SAPWOOD_DEVICE u32& part() const { return *reinterpret_cast<u32*>(base + Traits::kItem + sizeof(BackwardItem)); }
     SAPWOOD_DEVICE BackwardItem& item() const { return *reinterpret_cast<BackwardItem*>(base + Traits::kItem); }
     /// Which of the dq_sums' tiles a warpgroup's sums belong to; kNoTarget: there are no more.
     SAPWOOD_DEVICE u32& target(u32 warpgroup) const { return reinterpret_cast<u32*>(base + Traits::kTargets)[warpgroup]; }

@@ -72,10 +72,13 @@ TEST_CASE("compile matrix: default packed kernels spill nothing and fit") {
             const std::string fault = fault_of(engine.prepare(plan), target, plan.info().config.blocks, allowed);
             CHECK_MESSAGE(fault.empty(), fault);
             if (std::string(target) != "sm_90a" || shape.head_dim > 128 || shape.head_dim == 96) continue;
-            PackedBackwardPlan backward = engine.plan_packed_backward(problem, pack);
-            for (const KernelReport& report : engine.prepare(backward)) {
-                const std::string its = fault_of(report, target, 1, 0);
-                CHECK_MESSAGE(its.empty(), its);
+            for (const bool deterministic : {false, true}) {
+                PackedBackwardPlan backward = engine.plan_packed_backward(problem, pack, {.deterministic = deterministic});
+                CHECK((backward.kernel_keys()[1].find("/order1/") != std::string::npos) == deterministic);
+                for (const KernelReport& report : engine.prepare(backward)) {
+                    const std::string its = fault_of(report, target, 1, 0);
+                    CHECK_MESSAGE(its.empty(), its);
+                }
             }
         }
     }

@@ -3,7 +3,8 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
-#include <map>
+#include <functional>
+#include <memory>
 
 #include "kernel/packed_cases.h"
 #include "support/compare.h"
@@ -41,10 +42,10 @@ struct Gradients {
         dv.resize(scene.v.size());
     }
 
-    void run(const Target& target) {
-        scene.run(target);
+    /// Of the output that is there: see PackedScene::run.
+    void run(const Target& target, const PackedBackwardOptions& options) {
         for (auto* values : {&dq, &dk, &dv}) std::fill(values->begin(), values->end(), support::kNan16);
-        PackedBackwardPlan plan = target.engine->plan_packed_backward(scene.which.problem, scene.pack);
+        PackedBackwardPlan plan = target.engine->plan_packed_backward(scene.which.problem, scene.pack, options);
         PackedGradients call = {.q = scene.q.data(),
                                 .k = scene.k.data(),
                                 .v = scene.v.data(),
@@ -73,10 +74,12 @@ struct Gradients {
         for (const std::uint64_t pointer : owned) target.device->free(pointer);
     }
 
-    std::string fault() const {
+    oracle::PackedGradients wanted() const {
+        return oracle::packed_backward(scene.which.problem, scene.tensors, scene.pack.rows(), scene.pack.keys(), scene.which.sees(),
+                                       dout_wide, dlse_wide);
+    }
+    std::string fault(const oracle::PackedGradients& want) const {
         const PackedProblem& p = scene.which.problem;
-        const auto want = oracle::packed_backward(p, scene.tensors, scene.pack.rows(), scene.pack.keys(), scene.which.sees(),
-                                                  dout_wide, dlse_wide);
         std::string text;
         const auto judge = [&](const char* name, const std::vector<std::uint16_t>& got, const std::vector<double>& wanted) {
             std::vector<double> wide;
@@ -98,11 +101,37 @@ void all_cases(const Target& target) {
         // Gaps and a missing LSE are the forward tests' affair.
         if (which.problem.head_dim > 128 || which.problem.head_dim == 96 || dim_v > 128 || which.padded || !which.lse) continue;
         Gradients gradients(which, ++ran % 2 == 0);
-        gradients.run(target);
-        const std::string fault = gradients.fault();
-        CHECK_MESSAGE(fault.empty(), which.name << " d" << which.problem.head_dim << ": " << fault);
+        gradients.scene.run(target);
+        const auto want = gradients.wanted();
+        for (const bool deterministic : {false, true}) {
+            gradients.run(target, {.deterministic = deterministic});
+            const std::string fault = gradients.fault(want);
+            CHECK_MESSAGE(fault.empty(),
+                          which.name << " d" << which.problem.head_dim << " deterministic " << deterministic << ": " << fault);
+        }
     }
     CHECK(ran >= 8);
+}
+
+/// Prompts that many blocks add to, in several parts, and heads that share K and V.
+PackedCase shared_prompt(std::int32_t prompt, std::int32_t responses, std::int32_t tokens, const PackedProblem& problem) {
+    PackedCase which = {"shared prompt", problem, {{-1, prompt}}};
+    for (std::int32_t i = 0; i < responses; ++i) which.segments.push_back({0, tokens + i});
+    return which;
+}
+/// Runs with the target of every round; all results must be those of the first, bit by bit.
+void same_bits(const PackedCase& which, int rounds, const std::function<Target(int)>& target_of) {
+    Gradients gradients(which, true);
+    gradients.scene.run(target_of(0));
+    std::vector<std::uint16_t> dq, dk, dv;
+    for (int round = 0; round < rounds; ++round) {
+        gradients.run(target_of(round), {.deterministic = true});
+        if (round == 0) dq = gradients.dq, dk = gradients.dk, dv = gradients.dv;
+        CAPTURE(round);
+        CHECK(gradients.dq == dq);
+        CHECK(gradients.dk == dk);
+        CHECK(gradients.dv == dv);
+    }
 }
 
 }  // namespace
@@ -110,4 +139,26 @@ void all_cases(const Target& target) {
 TEST_CASE("packed backward on host: gradients against the oracle") { all_cases(host_target()); }
 TEST_CASE("packed backward on gpu: gradients against the oracle") {
     if (support::gpu_available()) all_cases(gpu_target());
+}
+
+TEST_CASE("packed backward on host: deterministic gradients, however blocks and threads are scheduled") {
+    // Each engine is a schedule of its own: number of blocks at work at a time, order of a block's threads.
+    std::vector<std::unique_ptr<Engine>> engines;
+    for (unsigned i = 0; i < 5; ++i) {
+        EngineOptions options = host_options(i);
+        options.host_threads = 1 + i;
+        engines.push_back(std::make_unique<Engine>(options));
+    }
+    const PackedCase which = shared_prompt(140, 3, 250, {.q_heads = 8, .kv_heads = 1, .head_dim = 64});
+    PackedBackwardPlan plan = engines[0]->plan_packed_backward(which.problem, which.pack(), {.deterministic = true});
+    CHECK(plan.info().blocks > (which.pack().keys() + 127) / 128);  // or nothing is added up in parts
+    same_bits(which, 20, [&](int round) {
+        return Target{engines[static_cast<std::size_t>(round) % engines.size()].get(), nullptr};
+    });
+}
+TEST_CASE("packed backward on gpu: deterministic gradients, each time the same bits") {
+    if (!support::gpu_available()) return;
+    for (const std::int32_t dim : {64, 128})
+        same_bits(shared_prompt(2048, 8, 600, {.q_heads = 8, .kv_heads = 2, .head_dim = dim}), 20,
+                  [](int) { return gpu_target(); });
 }
