@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The copy side of the backward kernel: one thread brings K and V of an item once, then Q, dO and their row statistics tile by
+// The copy side of the backward kernel: one thread brings K and V of an item, then Q, dO and their row statistics tile by
 // tile.
 #pragma once
 
@@ -14,22 +14,28 @@ struct BackwardProducer {
     const BackwardShared<Traits>& shared;
     const typename Traits::Order::Tickets tickets;
     u32 ticket = 0;
-    RingPosition<1> item;
+    RingPosition<Traits::kItems> item;
+    RingPosition<1> value;
     RingPosition<Traits::kStages> at;
 
     SAPWOOD_DEVICE BackwardProducer(const abi::BackwardParams& p, const BackwardShared<Traits>& s)
         : params(p), shared(s), tickets{{p.counters}} {}
 
+    /// K as soon as the item before the last one is done with its own, V as soon as the last one has used its own for the last
+    /// time.
     SAPWOOD_DEVICE void send_item(const U32x4& block, u32 part, u32 kv_head) {
-        shared.item_ring.wait_empty(item);
+        shared.items.wait_empty(item);
         const i32 key_begin = static_cast<i32>(block.x);
-        shared.item() = {key_begin, block.y, kv_head, block.w * params.group};
-        shared.part() = part;
-        const u32 barrier = shared.item_ring.full(0);
-        tensor_load<CacheHint::once>(shared.address, params.k_map, barrier, key_begin, kv_head);
-        tensor_load<CacheHint::once>(shared.values(), params.v_map, barrier, key_begin, kv_head);
-        mbarrier_arrive_bytes(barrier, Traits::kKeyBytes + Traits::kValueBytes);
+        shared.item(item.stage) = {key_begin, block.y, kv_head, block.w * params.group};
+        shared.part(item.stage) = part;
+        const u32 keys = shared.items.full(item.stage), values = shared.values.full(0);
+        tensor_load<CacheHint::once>(shared.key_tile(item.stage), params.k_map, keys, key_begin, kv_head);
+        mbarrier_arrive_bytes(keys, Traits::kKeyBytes);
         item.advance();
+        shared.values.wait_empty(value);
+        tensor_load<CacheHint::once>(shared.value_tile(), params.v_map, values, key_begin, kv_head);
+        mbarrier_arrive_bytes(values, Traits::kValueBytes);
+        value.advance();
     }
 
     SAPWOOD_DEVICE void send_rows(const U32x4& span, u32 row, u32 head, u32 turn) {
@@ -87,9 +93,9 @@ struct BackwardProducer {
             for (u32 g = 0; g < params.group; ++g) send_head(block, head + g, turns.x, g + 1 == params.group);
             if (block.w == 0) ticket = tickets.draw();  // keys that no row sees
         }
-        shared.item_ring.wait_empty(item);
-        shared.item() = {0, 0, 0, BackwardItem::kStop};
-        mbarrier_arrive_bytes(shared.item_ring.full(0), 0);
+        shared.items.wait_empty(item);
+        shared.item(item.stage) = {0, 0, 0, BackwardItem::kStop};
+        mbarrier_arrive_bytes(shared.items.full(item.stage), 0);
         if constexpr (Traits::Order::kFixed) {
             shared.queries.wait_empty(at);
             shared.header(at.stage).head = BackwardShared<Traits>::kNoTarget;

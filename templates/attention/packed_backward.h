@@ -13,7 +13,8 @@ SAPWOOD_DEVICE void packed_backward(const abi::BackwardParams& params) {
     using Traits = BackwardTraits<Config>;
     const BackwardShared<Traits> shared;
     if (thread_id() == 0) {
-        shared.item_ring.init(1, Traits::kComputeWarps * 32);
+        shared.items.init(1, Traits::kComputeWarps * 32);
+        shared.values.init(1, Traits::kComputeWarps * 32);
         shared.queries.init(1, Traits::kComputeWarps * 32 + (Traits::Order::kFixed ? 1 : 0));
         shared.douts.init(1, Traits::kComputeWarps * 32);
         for (u32 w = 0; w < 2; ++w) shared.sums(w).init(Traits::kComputeWarps * 16, 1);
