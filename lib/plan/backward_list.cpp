@@ -10,7 +10,7 @@ constexpr auto kTile = static_cast<std::int32_t>(abi::kRowTile);
 
 }  // namespace
 
-void BackwardList::build(const Pack& pack, std::int32_t block_keys, const Longest& longest, bool fixed_order) {
+void BackwardList::build(const Pack& pack, std::int32_t block_keys, const Longest& longest, bool by_rows) {
     const std::span<const KeyRun> all = pack.runs();
     const auto keys = static_cast<std::int32_t>(pack.keys());
     runs.clear();
@@ -21,6 +21,7 @@ void BackwardList::build(const Pack& pack, std::int32_t block_keys, const Longes
     block_turns.clear();
     turns.clear();
     tiles = partial_tiles = 0;
+    row_tiles_ = (pack.rows() + kTile - 1) / kTile;
     std::size_t first = 0;  // run that is not wholly behind the block
     for (std::int32_t begin = 0; begin < keys; begin += block_keys) {
         const std::int32_t end = std::min(begin + block_keys, keys);
@@ -46,7 +47,7 @@ void BackwardList::build(const Pack& pack, std::int32_t block_keys, const Longes
                              static_cast<unsigned>(tiles - before)});
     }
     const std::int64_t limit = std::max<std::int64_t>(1, longest(tiles));
-    if (fixed_order) return order_by_rows(limit, (pack.rows() + kTile - 1) / kTile);
+    if (by_rows) return order_by_rows(limit);
     cut(limit, [&](std::size_t block, std::vector<unsigned>& ends) {
         const std::int64_t all_tiles = unsorted_[block].tiles, parts = (all_tiles + limit - 1) / limit;
         for (std::int64_t p = 1; p <= parts; ++p) ends.push_back(static_cast<unsigned>(p * all_tiles / parts));

@@ -14,11 +14,11 @@
 namespace sapwood {
 
 struct BackwardList {
-    std::vector<abi::KeyBlock> blocks;  // longest first; in a fixed order those of late rows first
+    std::vector<abi::KeyBlock> blocks;  // longest first, or those of late rows first
     std::vector<abi::RowSpan> spans;
     std::vector<abi::KeyRun> runs;    // the pack's
     std::vector<abi::KeySlot> slots;  // blocks in several parts
-    // In a fixed order: of each block where its turns begin, and one for each of its tiles.
+    // Once turns are numbered: of each block where its own begin, and one for each of its tiles.
     std::vector<abi::BlockTurns> block_turns;
     std::vector<std::uint32_t> turns;
     std::int64_t tiles = 0, partial_tiles = 0;
@@ -27,7 +27,9 @@ struct BackwardList {
     using Longest = std::function<std::int64_t(std::int64_t tiles)>;
     /// Rebuilds everything; keeps the vectors' memory. Long blocks are cut into parts: the keys of a prompt are seen by every
     /// response, and one block would still be at them when all else is done.
-    void build(const Pack& pack, std::int32_t block_keys, const Longest& longest, bool fixed_order = false);
+    void build(const Pack& pack, std::int32_t block_keys, const Longest& longest, bool by_rows = false);
+    /// For additions in a fixed order: how many come before each.
+    void number_turns();
 
     std::int64_t bytes() const {
         return static_cast<std::int64_t>(blocks.size() * sizeof(abi::KeyBlock) + spans.size() * sizeof(abi::RowSpan) +
@@ -48,12 +50,12 @@ private:
     using PartEnds = std::function<void(std::size_t block, std::vector<unsigned>& ends)>;
     void cut(std::int64_t limit, const PartEnds& part_ends);
 
-    // --- of a fixed order (backward_order.cpp)
-    void order_by_rows(std::int64_t limit, std::int64_t row_tiles);
-    void choose_row_cuts(std::int64_t limit, std::int64_t row_tiles);
+    // --- by rows (backward_order.cpp)
+    void order_by_rows(std::int64_t limit);
+    void choose_row_cuts(std::int64_t limit);
     void end_at_row_cuts(std::size_t block, std::int64_t limit, std::vector<unsigned>& ends) const;
-    void number_turns(std::int64_t row_tiles);
 
+    std::int64_t row_tiles_ = 0;
     std::vector<Piece> pieces_;
     std::vector<abi::KeyBlock> unsorted_;
     std::vector<std::int32_t> row_cuts_;   // row tiles at which long blocks are cut, ascending

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// The list in a fixed order of additions. What counts is that hardly any block waits for its turn:
-// * Rows are walked upwards, and blocks are drawn by their first row tile, the last one first. Blocks that begin together then meet
+// The list by rows: blocks of late rows first, long ones cut at the same rows. What adds to a tile of dQ then does so at about the
+// same time, while the tile is in L2. And if additions are to have a fixed order, hardly any waits for its turn:
+// * Rows are walked upwards, and blocks are drawn by their first row tile, the last one first. Blocks that begin together so meet
 //   the rows that they share one after the other, in the order in which they were drawn: the keys nearest to a row come first.
-// * Of blocks that share rows the earlier must not be the longer one, for it comes to the next query head later. So long blocks are
-//   cut at the same row tiles, and at such as few short blocks lie across: where responses end.
-// Parts are shorter than where any order will do, because this one does not keep short blocks for the end.
+// * Of blocks that share rows the earlier must not be the longer one, for it comes to the next query head later. So cuts are where
+//   few short blocks lie across: where responses end.
+// Parts are shorter than those of longest first, because short ones are not kept for the end.
 #include <algorithm>
 #include <utility>
 
@@ -17,8 +18,8 @@ constexpr auto kTile = static_cast<std::int32_t>(abi::kRowTile);
 
 }  // namespace
 
-void BackwardList::order_by_rows(std::int64_t limit, std::int64_t row_tiles) {
-    choose_row_cuts(limit, row_tiles);
+void BackwardList::order_by_rows(std::int64_t limit) {
+    choose_row_cuts(limit);
     cut(limit, [&](std::size_t block, std::vector<unsigned>& ends) { end_at_row_cuts(block, limit, ends); });
     blocks = unsorted_;
     const auto first_row = [&](const abi::KeyBlock& block) {  // what no row sees comes last
@@ -27,11 +28,10 @@ void BackwardList::order_by_rows(std::int64_t limit, std::int64_t row_tiles) {
     std::sort(blocks.begin(), blocks.end(), [&](const abi::KeyBlock& a, const abi::KeyBlock& b) {
         return std::pair(first_row(a), a.key_begin) > std::pair(first_row(b), b.key_begin);
     });
-    number_turns(row_tiles);
 }
 
-void BackwardList::choose_row_cuts(std::int64_t limit, std::int64_t row_tiles) {
-    crossings_.assign(static_cast<std::size_t>(row_tiles) + 1, 0);
+void BackwardList::choose_row_cuts(std::int64_t limit) {
+    crossings_.assign(static_cast<std::size_t>(row_tiles_) + 1, 0);
     for (std::size_t b = 0; b < unsorted_.size(); ++b) {
         const abi::KeyBlock& block = unsorted_[b];
         if (block.tiles == 0 || block.tiles > limit) continue;
@@ -42,7 +42,7 @@ void BackwardList::choose_row_cuts(std::int64_t limit, std::int64_t row_tiles) {
     }
     for (std::size_t i = 1; i < crossings_.size(); ++i) crossings_[i] += crossings_[i - 1];
     row_cuts_.clear();
-    for (std::int64_t from = 0; from + limit + limit / 2 < row_tiles;) {
+    for (std::int64_t from = 0; from + limit + limit / 2 < row_tiles_;) {
         std::int64_t best = from + limit;
         for (std::int64_t at = best; at >= from + std::max<std::int64_t>(1, limit / 2); --at)
             if (crossings_[static_cast<std::size_t>(at)] < crossings_[static_cast<std::size_t>(best)]) best = at;
@@ -69,8 +69,8 @@ void BackwardList::end_at_row_cuts(std::size_t block, std::int64_t limit, std::v
     ends.push_back(whole.tiles);
 }
 
-void BackwardList::number_turns(std::int64_t row_tiles) {
-    counts_.assign(static_cast<std::size_t>(row_tiles), 0);  // additions to a row tile
+void BackwardList::number_turns() {
+    counts_.assign(static_cast<std::size_t>(row_tiles_), 0);  // additions to a row tile
     std::vector<std::uint32_t> parts(slots.size());
     turns.reserve(static_cast<std::size_t>(tiles));
     for (const abi::KeyBlock& block : blocks) {

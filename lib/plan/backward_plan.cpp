@@ -22,20 +22,30 @@ std::int64_t longest_part(std::int64_t tiles, const PackedProblem& problem, int 
     return std::max(limit / group, kLeastTiles);
 }
 
-/// The same in a fixed order, which does not keep short items for the end.
-std::int64_t longest_part_in_order(std::int64_t tiles, const PackedProblem& problem, int sms) {
+/// The same by rows, which does not keep short items for the end.
+std::int64_t longest_part_by_rows(std::int64_t tiles, const PackedProblem& problem, int sms) {
     constexpr std::int64_t kLeastSteps = 64, kMostSteps = 96;
     const std::int64_t group = problem.q_heads / problem.kv_heads, steps = tiles * problem.q_heads / sms;
     return std::max<std::int64_t>(1, std::clamp(steps / 24, kLeastSteps, kMostSteps) / group);
 }
 
-/// KV heads that are worked on together in a fixed order. The more, the fewer blocks at work add to the same tiles; but tiles of
+/// KV heads that are worked on together by rows. The more, the fewer blocks at work add to the same tiles; but tiles of
 /// dQ, with their Q and dO, are to stay in L2 until the last one has.
-std::int32_t section_in_order(std::int32_t kv_heads) {
+std::int32_t section_by_rows(std::int32_t kv_heads) {
     std::int32_t heads = 1;
     for (std::int32_t next = 2; next <= 4; ++next)
         if (kv_heads % next == 0) heads = next;
     return heads;
+}
+
+/// Of a list of longest first: whether much of its work is on short blocks, which come by length, each time over rows that L2 has
+/// long given up. (A long one's parts lie side by side, and so do those of its neighbours.)
+bool goes_through_dram(const BackwardList& list, std::int64_t head_bytes) {
+    constexpr std::int64_t kL2Bytes = 50 << 20;
+    if (head_bytes < 2 * kL2Bytes) return false;
+    std::int64_t of_short = 0;
+    for (const abi::KeyBlock& block : list.blocks) of_short += block.slot == abi::KeyBlock::kNoSlot ? block.tiles : 0;
+    return of_short * 3 > list.tiles;
 }
 
 }  // namespace
@@ -54,13 +64,21 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
             raise(ErrorCode::kUnsupportedDevice,
                   "the backward pass over packs has head dims 64 and 128, not " + std::to_string(dim));
     }
-    plan->list.build(
-        pack, static_cast<std::int32_t>(abi::kBackwardKeys),
-        [&](std::int64_t tiles) {
-            return options.deterministic ? longest_part_in_order(tiles, problem, limits.sms)
-                                         : longest_part(tiles, problem, limits.sms);
-        },
-        options.deterministic);
+    const auto build = [&](bool by_rows) {
+        plan->list.build(
+            pack, static_cast<std::int32_t>(abi::kBackwardKeys),
+            [&](std::int64_t tiles) {
+                return by_rows ? longest_part_by_rows(tiles, problem, limits.sms) : longest_part(tiles, problem, limits.sms);
+            },
+            by_rows);
+    };
+    // What a KV head's blocks share in L2: Q, dO and the sums of dQ of its query heads.
+    const std::int64_t head_bytes =
+        pack.rows() * (problem.q_heads / problem.kv_heads) * (2 * problem.head_dim_v + 6 * problem.head_dim);
+    bool by_rows = options.deterministic;
+    build(by_rows);
+    if (!by_rows && goes_through_dram(plan->list, head_bytes)) build(by_rows = true);
+    if (options.deterministic) plan->list.number_turns();
     PackedBackwardInfo& info = plan->info;
     info.rows = pack.rows();
     info.keys = pack.keys();
@@ -73,11 +91,8 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
         (plan->kv_sums() + plan->arrivals()) * 4 + plan->row_tiles() * abi::kRowTile * problem.q_heads * (problem.head_dim + 2) * 4;
     info.flops = 5.0 * (problem.head_dim + problem.head_dim_v) * problem.q_heads * static_cast<double>(info.visible_pairs);
     info.grid = static_cast<std::int32_t>(std::min<std::int64_t>(limits.sms, info.blocks * problem.kv_heads));  // parts counted
-    // What a KV head's blocks share in L2: Q, dO and the sums of dQ of its query heads.
-    const std::int64_t head_bytes =
-        info.rows * (problem.q_heads / problem.kv_heads) * (2 * problem.head_dim_v + 6 * problem.head_dim);
-    plan->section_heads = options.deterministic ? section_in_order(problem.kv_heads)
-                                                : choose_section(problem.kv_heads, head_bytes, info.blocks, limits.sms * 3 / 2);
+    plan->section_heads =
+        by_rows ? section_by_rows(problem.kv_heads) : choose_section(problem.kv_heads, head_bytes, info.blocks, limits.sms * 3 / 2);
     return plan;
 }
 

@@ -109,19 +109,20 @@ std::int64_t faults_of_turns(const BackwardList& list) {
 }
 
 /// The same of the lists of a backward pass, parts of blocks included.
-void check_backward_list(const Pack& pack, const oracle::Sees& sees, std::int64_t share, bool fixed_order) {
+void check_backward_list(const Pack& pack, const oracle::Sees& sees, std::int64_t share, bool by_rows) {
     constexpr std::int32_t kKeys = 128, kRows = abi::kRowTile;
     BackwardList list;
     list.build(
-        pack, kKeys, [&](std::int64_t all) { return all / share; }, fixed_order);
+        pack, kKeys, [&](std::int64_t all) { return all / share; }, by_rows);
+    if (by_rows) list.number_turns();
     std::vector<int> seen(static_cast<std::size_t>(pack.rows() * pack.keys()));
     std::map<int, int> covered;  // key blocks
     std::map<int, int> parts;
     std::int64_t tiles = 0, last = 1 << 30, faults = 0;
     for (const abi::KeyBlock& block : list.blocks) {
         const std::int64_t first = block.tiles > 0 ? list.spans[block.span_begin].row_begin : -1;
-        CHECK((fixed_order ? first : block.tiles) <= last);
-        last = fixed_order ? first : block.tiles;
+        CHECK((by_rows ? first : block.tiles) <= last);
+        last = by_rows ? first : block.tiles;
         covered[block.key_begin] = block.keys;
         ++parts[block.key_begin];
         if (block.slot != abi::KeyBlock::kNoSlot) {
@@ -159,17 +160,17 @@ void check_backward_list(const Pack& pack, const oracle::Sees& sees, std::int64_
     for (std::int64_t row = 0; row < pack.rows(); ++row)
         for (std::int64_t key = 0; key < pack.keys(); ++key)
             faults += seen[static_cast<std::size_t>(row * pack.keys() + key)] != static_cast<int>(sees(row, key));
-    if (fixed_order) faults += faults_of_turns(list);
+    if (by_rows) faults += faults_of_turns(list);
     CHECK(faults == 0);
     CHECK(tiles == list.tiles);
 }
 
-void check_backward_lists(bool fixed_order) {
+void check_backward_lists(bool by_rows) {
     Random random{std::mt19937(3)};
     for (int round = 0; round < 40; ++round) {
         CAPTURE(round);
         const auto segments = random_segments(random);
-        check_backward_list(Pack::from_segments(segments), oracle::sees_segments(segments), 1 + random(0, 8), fixed_order);
+        check_backward_list(Pack::from_segments(segments), oracle::sees_segments(segments), 1 + random(0, 8), by_rows);
     }
     for (int round = 0; round < 40; ++round) {
         CAPTURE(round);
@@ -181,23 +182,23 @@ void check_backward_lists(bool fixed_order) {
         PackedMask mask = {.causal = random(0, 1) == 0};
         if (random(0, 1) == 0) mask.window_left = static_cast<std::int32_t>(random(0, 90));
         if (random(0, 2) == 0) mask.window_right = static_cast<std::int32_t>(random(0, 90));
-        check_backward_list(Pack::from_cu_seqlens(q, k, mask), oracle::sees_sequences(q, k, mask), 4, fixed_order);
+        check_backward_list(Pack::from_cu_seqlens(q, k, mask), oracle::sees_sequences(q, k, mask), 4, by_rows);
     }
     // One block that every response sees, far above its share.
     std::vector<Segment> segments = {{-1, 100}};
     for (int i = 0; i < 40; ++i) segments.push_back({0, 60 + i % 9});
     for (const std::int64_t share : {4, 30, 1000})
-        check_backward_list(Pack::from_segments(segments), oracle::sees_segments(segments), share, fixed_order);
+        check_backward_list(Pack::from_segments(segments), oracle::sees_segments(segments), share, by_rows);
     BackwardList list;
     list.build(
-        Pack::from_segments(segments), 128, [](std::int64_t) { return 24; }, fixed_order);
+        Pack::from_segments(segments), 128, [](std::int64_t) { return 24; }, by_rows);
     CHECK(list.slots.size() == 1);
 }
 
 }  // namespace
 
 TEST_CASE("backward lists: every pair that is visible is in one tile of one part, and no other") { check_backward_lists(false); }
-TEST_CASE("backward lists: the same in a fixed order, and every turn is that of a block that was drawn before") {
+TEST_CASE("backward lists: the same by rows, and every turn is that of a block that was drawn before") {
     check_backward_lists(true);
 }
 
