@@ -22,30 +22,40 @@ std::int64_t longest_part(std::int64_t tiles, const PackedProblem& problem, int 
     return std::max(limit / group, kLeastTiles);
 }
 
-/// The same by rows, which does not keep short items for the end.
+/// How a pass by rows is laid out: KV heads that are worked on together, and steps of an item.
+struct RowLayout {
+    std::int32_t section = 1;
+    std::int64_t least_steps, most_steps;
+};
+/// The more heads, the fewer blocks at work add to the same tiles of dQ, and wait for each other where order counts. But what they
+/// work on, tiles of dQ with their Q and dO, is to stay in L2 until the last one has added. Items are shorter than longest first
+/// has them, because short ones are not kept for the end; below 48 steps beginning and end cost too much.
+RowLayout lay_out_rows(const PackedProblem& problem) {
+    constexpr std::int64_t kResidentBytes = 24 << 20, kMostSteps = 96;
+    const std::int32_t group = problem.q_heads / problem.kv_heads;
+    const std::int64_t tile_bytes = abi::kRowTile * (2 * problem.head_dim_v + 6 * problem.head_dim);
+    const bool many = group <= 2 || tile_bytes * 8 * kMostSteps <= kResidentBytes;
+    RowLayout layout;
+    for (std::int32_t next = 1; next <= (many ? 8 : 4); ++next)
+        if (problem.kv_heads % next == 0) layout.section = next;
+    layout.least_steps = group <= 2 ? 48 : 64;
+    layout.most_steps = std::clamp(kResidentBytes / (tile_bytes * layout.section), layout.least_steps, kMostSteps);
+    return layout;
+}
 std::int64_t longest_part_by_rows(std::int64_t tiles, const PackedProblem& problem, int sms) {
-    constexpr std::int64_t kLeastSteps = 64, kMostSteps = 96;
+    const RowLayout layout = lay_out_rows(problem);
     const std::int64_t group = problem.q_heads / problem.kv_heads, steps = tiles * problem.q_heads / sms;
-    return std::max<std::int64_t>(1, std::clamp(steps / 24, kLeastSteps, kMostSteps) / group);
+    return std::max<std::int64_t>(1, std::clamp(steps / 24, layout.least_steps, layout.most_steps) / group);
 }
 
-/// KV heads that are worked on together by rows. The more, the fewer blocks at work add to the same tiles; but tiles of
-/// dQ, with their Q and dO, are to stay in L2 until the last one has.
-std::int32_t section_by_rows(std::int32_t kv_heads) {
-    std::int32_t heads = 1;
-    for (std::int32_t next = 2; next <= 4; ++next)
-        if (kv_heads % next == 0) heads = next;
-    return heads;
-}
-
-/// Of a list of longest first: whether much of its work is on short blocks, which come by length, each time over rows that L2 has
+/// Of a list of longest first: whether most of its work is on short blocks, which come by length, each time over rows that L2 has
 /// long given up. (A long one's parts lie side by side, and so do those of its neighbours.)
 bool goes_through_dram(const BackwardList& list, std::int64_t head_bytes) {
     constexpr std::int64_t kL2Bytes = 50 << 20;
     if (head_bytes < 2 * kL2Bytes) return false;
     std::int64_t of_short = 0;
     for (const abi::KeyBlock& block : list.blocks) of_short += block.slot == abi::KeyBlock::kNoSlot ? block.tiles : 0;
-    return of_short * 3 > list.tiles;
+    return of_short * 2 > list.tiles;
 }
 
 }  // namespace
@@ -92,7 +102,7 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
     info.flops = 5.0 * (problem.head_dim + problem.head_dim_v) * problem.q_heads * static_cast<double>(info.visible_pairs);
     info.grid = static_cast<std::int32_t>(std::min<std::int64_t>(limits.sms, info.blocks * problem.kv_heads));  // parts counted
     plan->section_heads =
-        by_rows ? section_by_rows(problem.kv_heads) : choose_section(problem.kv_heads, head_bytes, info.blocks, limits.sms * 3 / 2);
+        by_rows ? lay_out_rows(problem).section : choose_section(problem.kv_heads, head_bytes, info.blocks, limits.sms * 3 / 2);
     return plan;
 }
 
