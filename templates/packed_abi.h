@@ -78,16 +78,22 @@ struct alignas(8) KeySlot {
     unsigned keys;
 };
 
+/// Where a key block stands in the fixed order of additions.
+struct alignas(8) BlockTurns {
+    unsigned first;  // of its tiles, in BackwardParams::turns
+    unsigned part;   // parts of the same block that add dK and dV before this one
+};
+
 /// Before the backward pass: row sums, and sums set to zero. Arrays by row are [q_heads, row_tiles * kRowTile].
 struct BackwardPrepareParams {
     Tensor out, dout;
-    const float* lse;   // [q_heads, rows]
-    const float* dlse;  // the same; may be null
-    float* lse_log2;    // base-2 logarithm; +inf for a row that sees nothing, and behind the last row
-    float* row_sums;    // sum of out * dout, less dlse
-    float* dq_sums;     // [q_heads, row_tiles, kRowTile * head_dim], zeroed
-    float* kv_sums;     // [slots, kv_heads, keys of a block * (head_dim + head_dim_v)], zeroed
-    long long kv_sums_count;
+    const float* lse;         // [q_heads, rows]
+    const float* dlse;        // the same; may be null
+    float* lse_log2;          // base-2 logarithm; +inf for a row that sees nothing, and behind the last row
+    float* row_sums;          // sum of out * dout, less dlse
+    float* dq_sums;           // [q_heads, row_tiles, kRowTile * head_dim], zeroed
+    float* kv_sums;           // [slots, kv_heads, keys of a block * (head_dim + head_dim_v)], then BackwardParams::arrivals; zeroed
+    long long kv_sums_count;  // of both, in words
     int rows;
     unsigned row_tiles, q_heads;
 };
@@ -100,9 +106,12 @@ struct BackwardParams {
     const float* row_sums;
     float* dq_sums;
     float* kv_sums;
-    const KeyBlock* key_blocks;  // longest first
+    const KeyBlock* key_blocks;  // longest first; or those of late rows first, where the order of additions is fixed
     const RowSpan* spans;
     const KeyRun* runs;
+    const BlockTurns* block_turns;  // these three are null where it is not
+    const unsigned* turns;          // additions to a row tile before that of this block, by block and tile; of any head
+    unsigned* arrivals;             // additions so far: to the tiles of dq_sums, then to those of kv_sums
     Counters* counters;
     int rows, keys;
     unsigned row_tiles;

@@ -283,7 +283,8 @@ void add_bench(CLI::App& app, Action& action) {
     sub->add_option("--target", options->target, "cuda or cuda:N")->capture_default_str();
     sub->add_option("--modes", options->modes, "which of cold,warm,rotate")->capture_default_str();
     sub->add_option("--backward-config", options->backward_config, "the same for the backward pass of training workloads");
-    sub->add_option("--passes", options->passes, "training workloads: fwd, or fwd,bwd")->capture_default_str();
+    sub->add_option("--passes", options->passes, "training workloads: of fwd,bwd,bwd-det (deterministic); fwd always")
+        ->capture_default_str();
     sub->add_option("--bandwidth", options->bandwidth, "TB/s of the floor")->capture_default_str();
     sub->add_option("--budget", options->budget, "seconds of GPU time a case, all modes together")->capture_default_str();
     sub->add_flag("--check", options->check, "compare a subset of the requests with the fp64 oracle after timing");

@@ -130,6 +130,14 @@ struct PackedTensors {
     std::int64_t out_token_stride = 0, out_head_stride = 0;
 };
 
+/// What a caller asks of a backward plan beyond the problem.
+struct PackedBackwardOptions {
+    /// The same bits each time, for the same pack, tensors and GPU model: every sum is added up in one order. It takes some waiting
+    /// and shorter pieces of work; see docs/training.md.
+    bool deterministic = false;
+    PackedConfig config;  ///< fields that are not 0 are kept, the others chosen
+};
+
 /// What a backward plan will do, in numbers.
 struct PackedBackwardInfo {
     PackedConfig config;
@@ -139,8 +147,8 @@ struct PackedBackwardInfo {
     std::int64_t partial_tiles = 0;  ///< of these, the ones that compare
     std::int64_t blocks = 0;         ///< key blocks of one KV head, those in several parts counted by parts
     std::int64_t list_bytes = 0;     ///< device memory of the tile lists
-    std::int64_t workspace_bytes =
-        0;             ///< fp32 sums of dQ, and of dK and dV of blocks in parts; two fp32 values a row and query head
+    /// fp32 sums of dQ, and of dK and dV of blocks in parts; two fp32 values a row and query head
+    std::int64_t workspace_bytes = 0;
     double flops = 0;  ///< of visible pairs: 2.5 times the forward pass'
     std::int32_t grid = 0;
 };

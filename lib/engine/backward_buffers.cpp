@@ -20,7 +20,10 @@ BackwardBuffers::BackwardBuffers(std::shared_ptr<Memory> memory, const PackedBac
     const std::size_t row_sums = layout.place<float>(padded_rows);
     const std::size_t dq_sums = layout.place<float>(padded_rows * problem.head_dim);
     const std::size_t slots = layout.place<abi::KeySlot>(std::ssize(plan.list.slots));
-    const std::size_t kv_sums = layout.place<float>(plan.kv_sums());
+    // Counters of arrivals lie behind the sums: what sets these to zero before each launch does so to them.
+    const std::size_t kv_sums = layout.place<float>(plan.kv_sums() + plan.arrivals());
+    const std::size_t block_turns = layout.place<abi::BlockTurns>(std::ssize(plan.list.block_turns));
+    const std::size_t turns = layout.place<std::uint32_t>(std::ssize(plan.list.turns));
     block_ = memory_->allocate(layout.bytes());
     const auto at = [&](std::size_t offset) { return static_cast<void*>(static_cast<char*>(block_) + offset); };
     abi::BackwardParams& main = base_.main;
@@ -37,7 +40,12 @@ BackwardBuffers::BackwardBuffers(std::shared_ptr<Memory> memory, const PackedBac
     base_.finish.kv_heads = static_cast<unsigned>(problem.kv_heads);
     base_.prepare.kv_sums = main.kv_sums = static_cast<float*>(at(kv_sums));
     base_.finish.kv_sums = main.kv_sums;
-    base_.prepare.kv_sums_count = plan.kv_sums();
+    base_.prepare.kv_sums_count = plan.kv_sums() + plan.arrivals();
+    if (plan.options.deterministic) {
+        main.block_turns = static_cast<abi::BlockTurns*>(at(block_turns));
+        main.turns = static_cast<std::uint32_t*>(at(turns));
+        main.arrivals = reinterpret_cast<std::uint32_t*>(main.kv_sums + plan.kv_sums());
+    }
     base_.prepare.rows = base_.finish.rows = static_cast<int>(plan.info.rows);
     main.rows = static_cast<int>(plan.info.rows), main.keys = static_cast<int>(plan.info.keys);
     main.row_tiles = base_.prepare.row_tiles = base_.finish.row_tiles = static_cast<unsigned>(plan.row_tiles());
@@ -59,6 +67,8 @@ void BackwardBuffers::upload(const PackedBackwardPlan::Impl& plan, void* stream)
     copy(base_.main.key_blocks, plan.list.blocks);
     copy(base_.main.spans, plan.list.spans);
     copy(base_.main.runs, plan.list.runs);
+    copy(base_.main.block_turns, plan.list.block_turns);
+    copy(base_.main.turns, plan.list.turns);
     copy(base_.finish.key_slots, plan.list.slots);
     uploaded_ = true;
 }

@@ -23,7 +23,8 @@ KernelKey key_of(const PackedBackwardPlan::Impl& plan, Family family) {
         const int keys = family == Family::backward_finish ? plan.config.block_kv : 0;
         config = {.mainloop = Mainloop::mma, .warps = kRowWarps, .block_kv = keys, .blocks = 1};
     }
-    return packed_key(family, problem, config, plan.limits.target);
+    const bool fixed_order = plan.options.deterministic && family == Family::packed_backward;
+    return packed_key(family, problem, config, plan.limits.target, fixed_order);
 }
 
 /// The plan's kernels, ready, and its buffers where there is a device.
@@ -39,8 +40,9 @@ BackwardKernels make_ready(PackedBackwardPlan::Impl& plan, KernelService& servic
 
 }  // namespace
 
-PackedBackwardPlan Engine::plan_packed_backward(const PackedProblem& problem, const Pack& pack, const PackedConfig& config) {
-    auto plan = make_backward_plan(problem, pack, config, impl_->service->setup.limits);
+PackedBackwardPlan Engine::plan_packed_backward(const PackedProblem& problem, const Pack& pack,
+                                                const PackedBackwardOptions& options) {
+    auto plan = make_backward_plan(problem, pack, options, impl_->service->setup.limits);
     for (const Family family : {Family::backward_prepare, Family::packed_backward, Family::backward_finish})
         plan->keys.push_back(key_of(*plan, family).to_string());
     return PackedBackwardPlan(std::move(plan));

@@ -36,9 +36,9 @@ std::string packed_text(const char* family, const KernelKey& key) {
     const auto number = [](unsigned value) { return std::to_string(value); };
     return std::string(family) + "/" + dtype_name(static_cast<DType>(key.dtype)) + "/d" + number(key.head_dim) + "/v" +
            number(key.head_dim_v) + (key.score == static_cast<unsigned>(Score::negated) ? "/neg" : "/cap" + number(key.score)) +
-           "/" + mainloop_name(static_cast<Mainloop>(key.mainloop)) + "/w" + number(key.warps) + "/p" + number(key.producers) +
-           "/kv" + number(key.block_kv) + "/s" + number(key.stages) + "/b" + number(key.blocks) + "/" +
-           std::string(key.target.data());
+           (key.fixed_order != 0 ? "/order" + number(key.fixed_order) : "") + "/" +
+           mainloop_name(static_cast<Mainloop>(key.mainloop)) + "/w" + number(key.warps) + "/p" + number(key.producers) + "/kv" +
+           number(key.block_kv) + "/s" + number(key.stages) + "/b" + number(key.blocks) + "/" + std::string(key.target.data());
 }
 
 Score score_of(float scale, float softcap) { return softcap > 0 ? Score::softcap : scale < 0 ? Score::negated : Score::scaled; }
@@ -114,8 +114,10 @@ KernelKey merge_key(const MergeProblem& problem, const std::string& target) {
     return key;
 }
 
-KernelKey packed_key(Family family, const PackedProblem& problem, const PackedConfig& config, const std::string& target) {
+KernelKey packed_key(Family family, const PackedProblem& problem, const PackedConfig& config, const std::string& target,
+                     bool fixed_order) {
     KernelKey key;
+    key.fixed_order = fixed_order ? 1 : 0;
     key.family = static_cast<std::uint8_t>(family);
     key.dtype = static_cast<std::uint8_t>(problem.dtype);
     key.score = static_cast<std::uint8_t>(score_of(problem.scale, problem.softcap));

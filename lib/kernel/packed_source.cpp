@@ -44,6 +44,7 @@ KernelSource packed_backward_source(const KernelKey& key) {
         source.slots["mainloop"] = mainloop_name(static_cast<Mainloop>(key.mainloop));
         source.slots["stages"] = std::to_string(key.stages);
         source.slots["blocks"] = std::to_string(key.blocks);
+        source.slots["order"] = key.fixed_order != 0 ? "FixedOrder" : "AnyOrder";
     } else {
         source.slots["warps"] = std::to_string(key.warps);
     }

@@ -4,6 +4,7 @@
 
 #include "attention/backward_producer.h"
 #include "attention/backward_products.h"
+#include "attention/backward_sums.h"
 #include "attention/backward_warp_products.h"
 
 namespace sapwood::kernel {
@@ -13,10 +14,12 @@ SAPWOOD_DEVICE void backward_by_warpgroups(const abi::BackwardParams& params) {
     using Traits = BackwardTraits<Config>;
     const BackwardShared<Traits> shared;
     if (thread_id() == 0) {
-        shared.item_ring.init(1, Traits::kComputeWarps * 32);
-        shared.queries.init(1, Traits::kComputeWarps * 32);
+        shared.items.init(1, Traits::kComputeWarps * 32);
+        shared.values.init(1, Traits::kComputeWarps * 32);
+        shared.queries.init(1, Traits::kComputeWarps * 32 + (Traits::Order::kFixed ? 1 : 0));
         shared.douts.init(1, Traits::kComputeWarps * 32);
         for (u32 w = 0; w < 2; ++w) shared.sums(w).init(Traits::kComputeWarps * 16, 1);
+        shared.turns.init(1, 1);
         fence_mbarrier_init();
         let_later_kernels_start();
     }
@@ -24,10 +27,10 @@ SAPWOOD_DEVICE void backward_by_warpgroups(const abi::BackwardParams& params) {
     const u32 warp = warp_id();
     if (warp >= Traits::kComputeWarps) {
         registers_release<Traits::kProducerRegisters>();
-        BackwardProducer<Traits> producer(params, shared);
         if (lane_id() != 0) return;
-        if (warp == Traits::kComputeWarps) producer.run();
-        if (warp == Traits::kComputeWarps + 1) producer.add_sums();
+        if (warp == Traits::kComputeWarps) BackwardProducer<Traits>(params, shared).run();
+        if (warp == Traits::kComputeWarps + 1) BackwardSums<Traits>{params, shared}.run();
+        if (Traits::Order::kFixed && warp == Traits::kComputeWarps + 2) BackwardTurns<Traits>{params, shared}.run();
     } else {
         registers_take<Traits::kConsumerRegisters>();
         BackwardProducts<Traits>(params, shared).run();

@@ -53,6 +53,9 @@ SAPWOOD_DEVICE void bulk_wait_read() {
 }
 /// Until all of them are written.
 SAPWOOD_DEVICE void bulk_wait() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+/// Orders what this thread's bulk copies have done to global memory, or what it knows of those of others, and what is done by the
+/// other of the two ways afterwards.
+SAPWOOD_DEVICE void fence_async_proxy_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 /// Four 8x8 matrices of 16-bit elements, each transposed; lane l gives the address of (stored) row l%8 of matrix l/8.
 SAPWOOD_DEVICE void stmatrix_x4_trans(u32 shared, const u32 (&r)[4]) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared), "r"(r[0]), "r"(r[1]),

@@ -48,6 +48,7 @@ inline void bulk_commit() {}
 template <u32 kPending>
 inline void bulk_wait_read() {}
 inline void bulk_wait() {}
+inline void fence_async_proxy_global() {}
 inline void stmatrix_x4_trans(u32 shared, const u32 (&r)[4]) {
     const HostThread* self = host_self();
     for (u32 matrix = 0; matrix < 4; ++matrix) {

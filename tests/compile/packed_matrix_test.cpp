@@ -71,8 +71,9 @@ PackedProblem problem_of(const Shape& shape) {
             .softcap = shape.softcap};
 }
 
-void check_backward(Engine& engine, const std::string& target, const PackedProblem& problem, const PackedConfig& config) {
-    PackedBackwardPlan plan = engine.plan_packed_backward(problem, some_pack(), config);
+void check_backward(Engine& engine, const std::string& target, const PackedProblem& problem, const PackedBackwardOptions& options) {
+    PackedBackwardPlan plan = engine.plan_packed_backward(problem, some_pack(), options);
+    CHECK((plan.kernel_keys()[1].find("/order1/") != std::string::npos) == options.deterministic);
     // mma.sync with 128 accumulators: one value of the item may wait in local memory outside the loop over its steps.
     const int allowed = plan.info().config.mainloop == Mainloop::mma ? 8 : 0;
     for (const KernelReport& report : engine.prepare(plan)) {
@@ -103,7 +104,17 @@ TEST_CASE("compile matrix: packed backward kernels spill nothing and fit, on eve
 
 TEST_CASE("compile matrix: packed backward kernels by mma.sync on sm_90a, and those of two blocks an SM") {
     each_target({"sm_90a"}, [](Engine& engine, const std::string& target) {
-        for (const Shape& shape : kShapes) check_backward(engine, target, problem_of(shape), {.mainloop = Mainloop::mma});
-        check_backward(engine, target, problem_of(kShapes[1]), {.mainloop = Mainloop::mma, .block_kv = 64, .blocks = 2});
+        for (const Shape& shape : kShapes)
+            check_backward(engine, target, problem_of(shape), {.config = {.mainloop = Mainloop::mma}});
+        check_backward(engine, target, problem_of(kShapes[1]),
+                       {.config = {.mainloop = Mainloop::mma, .block_kv = 64, .blocks = 2}});
+    });
+}
+
+TEST_CASE("compile matrix: deterministic packed backward kernels") {
+    each_target({"sm_90a"}, [](Engine& engine, const std::string& target) {
+        for (const Shape& shape : kShapes)
+            if ((shape.head_dim == 64 || shape.head_dim == 128) && shape.head_dim_v <= 128)
+                check_backward(engine, target, problem_of(shape), {.deterministic = true});
     });
 }

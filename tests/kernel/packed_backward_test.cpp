@@ -3,7 +3,8 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
-#include <map>
+#include <functional>
+#include <memory>
 
 #include "kernel/packed_cases.h"
 #include "support/compare.h"
@@ -21,14 +22,12 @@ using support::Stream;
 /// A case of the forward tests, its output, and random gradients of both results.
 struct Gradients {
     PackedScene scene;
-    PackedConfig config;  // of the backward pass
     bool with_dlse;
     std::vector<std::uint16_t> dout, dq, dk, dv;
     std::vector<float> dlse;
     std::vector<double> dout_wide, dlse_wide;
 
-    Gradients(const PackedCase& which, const PackedConfig& asked, bool with_lse_gradient)
-        : scene(which), config(asked), with_dlse(with_lse_gradient) {
+    Gradients(const PackedCase& which, bool with_lse_gradient) : scene(which), with_dlse(with_lse_gradient) {
         const PackedProblem& p = which.problem;
         const auto size = [](std::int64_t rows, std::int64_t heads, std::int64_t dim) {
             return static_cast<std::size_t>(std::max<std::int64_t>(rows * heads * dim, 8));
@@ -48,10 +47,10 @@ struct Gradients {
         dv.resize(size(scene.pack.keys(), p.kv_heads, dim_v));
     }
 
-    void run(const Target& target) {
-        scene.run(target);
+    /// Of the output that is there: see PackedScene::run.
+    void run(const Target& target, const PackedBackwardOptions& options) {
         for (auto* values : {&dq, &dk, &dv}) std::fill(values->begin(), values->end(), support::kNan16);
-        PackedBackwardPlan plan = target.engine->plan_packed_backward(scene.which.problem, scene.pack, config);
+        PackedBackwardPlan plan = target.engine->plan_packed_backward(scene.which.problem, scene.pack, options);
         PackedGradients call = {.q = scene.q.data(),
                                 .k = scene.k.data(),
                                 .v = scene.v.data(),
@@ -88,10 +87,12 @@ struct Gradients {
         for (const std::uint64_t pointer : owned) target.device->free(pointer);
     }
 
-    std::string fault() const {
+    oracle::PackedGradients wanted() const {
+        return oracle::packed_backward(scene.which.problem, scene.tensors, scene.pack.rows(), scene.pack.keys(), scene.which.sees(),
+                                       dout_wide, dlse_wide);
+    }
+    std::string fault(const oracle::PackedGradients& want) const {
         const PackedProblem& p = scene.which.problem;
-        const auto want = oracle::packed_backward(p, scene.tensors, scene.pack.rows(), scene.pack.keys(), scene.which.sees(),
-                                                  dout_wide, dlse_wide);
         std::string text;
         const auto judge = [&](const char* name, const std::vector<std::uint16_t>& got, const std::vector<double>& wanted) {
             std::vector<double> wide;
@@ -106,12 +107,18 @@ struct Gradients {
     }
 };
 
-void check(const Target& target, const PackedCase& which, const PackedConfig& config, bool with_dlse) {
-    Gradients gradients(which, config, with_dlse);
-    gradients.run(target);
-    const std::string fault = gradients.fault();
-    CHECK_MESSAGE(fault.empty(), which.name << " d" << which.problem.head_dim << "/" << which.problem.head_dim_v << ", "
-                                            << config.to_string() << ": " << fault);
+/// Of one forward pass, by each of the ways that are asked.
+void check(const Target& target, const PackedCase& which, const std::vector<PackedBackwardOptions>& ways, bool with_dlse) {
+    Gradients gradients(which, with_dlse);
+    gradients.scene.run(target);
+    const auto want = gradients.wanted();
+    for (const PackedBackwardOptions& options : ways) {
+        gradients.run(target, options);
+        const std::string fault = gradients.fault(want);
+        CHECK_MESSAGE(fault.empty(), which.name << " d" << which.problem.head_dim << "/" << which.problem.head_dim_v << ", "
+                                                << options.config.to_string() << ", deterministic " << options.deterministic << ": "
+                                                << fault);
+    }
 }
 
 /// Every case by the main loop that is chosen and, where that is another one, by mma.sync.
@@ -120,9 +127,10 @@ void all_cases(const Target& target) {
     for (const PackedCase& which : packed_cases()) {
         if (!which.lse) continue;
         const PackedProblem& p = which.problem;
-        check(target, which, {.mainloop = which.config.mainloop}, ++ran % 2 == 0);
+        check(target, which, {{.config = {.mainloop = which.config.mainloop}}}, ++ran % 2 == 0);
         const bool wgmma = p.head_dim % 64 == 0 && p.head_dim <= 128 && (p.head_dim_v == 0 || p.head_dim_v <= 128);
-        if (which.config.mainloop == Mainloop::choose && wgmma) check(target, which, {.mainloop = Mainloop::mma}, ran % 2 == 1);
+        if (which.config.mainloop != Mainloop::choose || !wgmma) continue;
+        check(target, which, {{.deterministic = true}, {.config = {.mainloop = Mainloop::mma}}}, ran % 2 == 1);
     }
     CHECK(ran >= 16);
 }
@@ -131,12 +139,54 @@ void all_tiles(const Target& target) {
     for (const PackedCase& which : backward_tile_cases()) {
         PackedCase forward = which;
         forward.config = {};
-        check(target, forward, which.config, ++ran % 2 == 0);
+        check(target, forward, {{.config = which.config}}, ++ran % 2 == 0);
     }
     CHECK(ran >= 10);
 }
 
+/// Prompts that many blocks add to, in several parts, and heads that share K and V.
+PackedCase shared_prompt(std::int32_t prompt, std::int32_t responses, std::int32_t tokens, const PackedProblem& problem) {
+    PackedCase which = {"shared prompt", problem, {{-1, prompt}}};
+    for (std::int32_t i = 0; i < responses; ++i) which.segments.push_back({0, tokens + i});
+    return which;
+}
+/// Runs with the target of every round; all results must be those of the first, bit by bit.
+void same_bits(const PackedCase& which, int rounds, const std::function<Target(int)>& target_of) {
+    Gradients gradients(which, true);
+    gradients.scene.run(target_of(0));
+    std::vector<std::uint16_t> dq, dk, dv;
+    for (int round = 0; round < rounds; ++round) {
+        gradients.run(target_of(round), {.deterministic = true});
+        if (round == 0) dq = gradients.dq, dk = gradients.dk, dv = gradients.dv;
+        CAPTURE(round);
+        CHECK(gradients.dq == dq);
+        CHECK(gradients.dk == dk);
+        CHECK(gradients.dv == dv);
+    }
+}
+
 }  // namespace
+
+/// What `sapwood bench --check` judges packs of any size by: some rows and keys alone, of the out and lse that there are.
+void some_rows_and_keys(const PackedCase& which) {
+    Gradients gradients(which, false);
+    gradients.scene.run(host_target());
+    const oracle::PackedGradients all = gradients.wanted();
+    const std::vector<std::int64_t> rows = {0, 63, gradients.scene.pack.rows() - 1},
+                                    keys = {1, 149, gradients.scene.pack.keys() - 2};
+    const auto some = oracle::packed_backward_of(which.problem, gradients.scene.tensors, gradients.scene.pack.rows(),
+                                                 gradients.scene.pack.keys(), which.sees(), gradients.dout.data(), rows, keys);
+    const auto error = [](const std::vector<double>& got, const std::vector<double>& whole, const std::vector<std::int64_t>& of) {
+        std::vector<double> wanted;
+        const std::ptrdiff_t width = std::ssize(got) / std::ssize(of);
+        for (const std::int64_t i : of) wanted.insert(wanted.end(), whole.begin() + i * width, whole.begin() + (i + 1) * width);
+        return support::relative_error(got, wanted);
+    };
+    CHECK(error(some.dq, all.dq, rows) <= support::tolerance(which.problem.dtype));
+    CHECK(error(some.dk, all.dk, keys) <= support::tolerance(which.problem.dtype));
+    CHECK(error(some.dv, all.dv, keys) <= support::tolerance(which.problem.dtype));
+    CHECK(error(some.dq, all.dq, {1, 64, 100}) > support::tolerance(which.problem.dtype));
+}
 
 TEST_CASE("packed backward on host: gradients against the oracle") { all_cases(host_target()); }
 TEST_CASE("packed backward on gpu: gradients against the oracle") {
@@ -152,14 +202,16 @@ TEST_CASE("packed backward on host: results of mma.sync do not depend on the ord
     for (const PackedCase& which : {backward_tile_cases()[0], backward_tile_cases()[9]}) {
         PackedCase forward = which;
         forward.config = {};
-        Gradients first(forward, which.config, true), other(forward, which.config, true);
-        first.run(host_target());
+        Gradients first(forward, true), other(forward, true);
+        first.scene.run(host_target());
+        first.run(host_target(), {.config = which.config});
         for (const std::uint64_t seed : {5, 6}) {
             Engine engine(host_options(seed));
-            other.run({&engine, nullptr});
+            other.scene.run({&engine, nullptr});
+            other.run({&engine, nullptr}, {.config = which.config});
             CHECK(first.dk == other.dk);
             CHECK(first.dv == other.dv);
-            CHECK(other.fault().empty());  // dQ is added up in any order, so its bits may differ
+            CHECK(other.fault(other.wanted()).empty());  // dQ is added up in any order, so its bits may differ
         }
     }
 }
@@ -169,7 +221,7 @@ TEST_CASE("packed backward: tiles that cannot be are refused with what was asked
     const Pack pack = Pack::from_segments(std::vector<Segment>{{-1, 64}});
     const auto refused = [&](PackedProblem problem, const PackedConfig& config) {
         try {
-            engine.plan_packed_backward(problem, pack, config);
+            engine.plan_packed_backward(problem, pack, {.config = config});
         } catch (const Error& error) {
             CHECK(error.code() == ErrorCode::kUnsupportedDevice);
             return std::string(error.what());
@@ -184,4 +236,34 @@ TEST_CASE("packed backward: tiles that cannot be are refused with what was asked
     CHECK(refused(wide, {.block_kv = 128}).find("need about") != std::string::npos);
     CHECK(refused(wide, {.producers = 4}).find("no copy warps") != std::string::npos);
     CHECK(refused(wide, {.stages = 3}).find("stages 3 is not 1 or 2") != std::string::npos);
+    CHECK_THROWS_WITH_AS(engine.plan_packed_backward(wide, pack, {.deterministic = true}),
+                         doctest::Contains("deterministic backward pass is made with mainloop wgmma alone"), Error);
+}
+TEST_CASE("packed backward on host: deterministic gradients, however blocks and threads are scheduled") {
+    // Each engine is a schedule of its own: number of blocks at work at a time, order of a block's threads.
+    std::vector<std::unique_ptr<Engine>> engines;
+    for (unsigned i = 0; i < 5; ++i) {
+        EngineOptions options = host_options(i);
+        options.host_threads = 1 + i;
+        engines.push_back(std::make_unique<Engine>(options));
+    }
+    const PackedCase which = shared_prompt(140, 3, 250, {.q_heads = 8, .kv_heads = 1, .head_dim = 64});
+    PackedBackwardPlan plan = engines[0]->plan_packed_backward(which.problem, which.pack(), {.deterministic = true});
+    CHECK(plan.info().blocks > (which.pack().keys() + 127) / 128);  // or nothing is added up in parts
+    same_bits(which, 20, [&](int round) {
+        return Target{engines[static_cast<std::size_t>(round) % engines.size()].get(), nullptr};
+    });
+}
+TEST_CASE("packed backward on gpu: deterministic gradients, each time the same bits") {
+    if (!support::gpu_available()) return;
+    for (const std::int32_t dim : {64, 128})
+        same_bits(shared_prompt(2048, 8, 600, {.q_heads = 8, .kv_heads = 2, .head_dim = dim}), 20,
+                  [](int) { return gpu_target(); });
+}
+TEST_CASE("packed backward on host: the oracle of some rows and keys says what that of all says") {
+    for (const std::size_t i : {0, 1}) {
+        PackedCase which = packed_cases()[i];
+        which.padded = false;
+        some_rows_and_keys(which);
+    }
 }
