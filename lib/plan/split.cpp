@@ -76,8 +76,8 @@ bool RowLoad::heavy() const {
 
 bool RowLoad::very_heavy() const {
     // Arithmetic is the limit however well it is done; near the limit only work that is long enough gains by longer tiles (8 x 8k
-    // keys, 256 rows: 138 to 129 us; 1 x 8k: 32 to 34).
-    constexpr double kArithmeticToLoads = 2.0, kNear = 1.25, kTiles = 200;
+    // keys, 256 rows: 140 to 129 us; 1 x 8k: 32 to 34).
+    constexpr double kArithmeticToLoads = 2.0, kNear = 0.98, kTiles = 200;
     return arithmetic_to_loads > kArithmeticToLoads || (arithmetic_to_loads > kNear && tiles > kTiles);
 }
 

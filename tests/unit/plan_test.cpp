@@ -2,7 +2,9 @@
 // Work lists are read back into what every request sees and compared with its root path.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstring>
+#include <map>
 
 #include "plan/decode_plan.h"
 #include "plan/tiles.h"
@@ -250,4 +252,44 @@ TEST_CASE("plan: what exceeds the capacity leaves the plan as it was") {
     CHECK(fault_of(plan.impl(), forest) == "");
     plan.update(planned);
     CHECK(fault_of(plan.impl(), planned) == "");
+}
+
+namespace {
+
+/// Requests with a prefix of their own each, and a draft of `nodes` in a chain behind it.
+Forest verified(int requests, std::int64_t prefix, std::size_t nodes) {
+    std::vector<std::int32_t> parents(nodes);
+    for (std::size_t i = 0; i < nodes; ++i) parents[i] = static_cast<std::int32_t>(i) - 1;
+    std::vector<Node> roots;
+    for (int r = 0; r < requests; ++r) roots.push_back({.parent = -1, .tokens = prefix, .kv_begin = r * (prefix + 4096)});
+    Forest forest = Forest::from_nodes(roots);
+    for (int r = 0; r < requests; ++r) forest.add_draft(r, r * (prefix + 4096) + prefix, DraftMask::from_parents(parents));
+    return forest;
+}
+std::string tiles_of(int requests, std::int64_t prefix, std::size_t nodes, std::int32_t group) {
+    const DecodeProblem problem = {.q_heads = group * 8, .kv_heads = 8, .head_dim = 128, .dtype = DType::bf16, .page_size = 16};
+    const DecodeConfig config = make_plan(verified(requests, prefix, nodes), problem, {}, {}, 132).info().config;
+    return std::string(mainloop_name(config.mainloop)) + " " + std::to_string(config.block_kv);
+}
+
+}  // namespace
+
+TEST_CASE("plan: warpgroups where rows are many, longer tiles where arithmetic is the limit and the work is long") {
+    CHECK(tiles_of(64, 4096, 1, 4) == "mma 64");
+    CHECK(tiles_of(16, 2048, 60, 4) == "wgmma 64");
+    CHECK(tiles_of(8, 8192, 64, 4) == "wgmma 128");
+    CHECK(tiles_of(1, 8192, 64, 4) == "wgmma 64");  // as much arithmetic for its loads, but short
+    CHECK(tiles_of(8, 4096, 256, 8) == "wgmma 128");
+}
+
+TEST_CASE("plan: row blocks that load one draft's path are cut alike, so that they pass its keys together") {
+    const DecodeProblem problem = {.q_heads = 32, .kv_heads = 8, .head_dim = 128, .page_size = 16};
+    const DecodePlan plan = make_plan(verified(1, 32768, 69), problem, {}, {}, 132);
+    std::map<int, std::vector<int>> tiles;
+    for (const abi::Item& item : plan.impl().list.items) tiles[item.requests].push_back(static_cast<int>(item.tiles));
+    // Two whole blocks of 32 rows and the few that are left: as many items of each, and those of equal length.
+    REQUIRE(tiles.size() == 2);
+    CHECK(tiles[32].size() == 2 * tiles.begin()->second.size());
+    for (const auto& [requests, all] : tiles)
+        CHECK(*std::max_element(all.begin(), all.end()) - *std::min_element(all.begin(), all.end()) <= 2);
 }
