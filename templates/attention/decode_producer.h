@@ -254,15 +254,13 @@ struct DecodeProducer {
         const u8* k = static_cast<const u8*>(params.k) + static_cast<u64>(kv_head) * static_cast<u64>(params.k_head_stride);
         const u8* v = static_cast<const u8*>(params.v) + static_cast<u64>(kv_head) * static_cast<u64>(params.v_head_stride);
         for (u32 tile = 0; tile < item.tiles; ++tile) {
-            if (tile < item.tiles) {
-                const u32 after = load_chunk(tile + 2 * kAhead);
-                const u32 row_after = find_row(chunk[kAhead]);
-                send_tile(chunk[0], row[0], beginning.first_request, kv_head, k, v);
-                SAPWOOD_UNROLL for (u32 i = 0; i + 1 < 2 * kAhead; ++i) chunk[i] = chunk[i + 1];
-                SAPWOOD_UNROLL for (u32 i = 0; i + 1 < kAhead; ++i) row[i] = row[i + 1];
-                chunk[2 * kAhead - 1] = after;
-                row[kAhead - 1] = row_after;
-            }
+            const u32 after = load_chunk(tile + 2 * kAhead);
+            const u32 row_after = find_row(chunk[kAhead]);
+            send_tile(chunk[0], row[0], beginning.first_request, kv_head, k, v);
+            SAPWOOD_UNROLL for (u32 i = 0; i + 1 < 2 * kAhead; ++i) chunk[i] = chunk[i + 1];
+            SAPWOOD_UNROLL for (u32 i = 0; i + 1 < kAhead; ++i) row[i] = row[i + 1];
+            chunk[2 * kAhead - 1] = after;
+            row[kAhead - 1] = row_after;
         }
         if (RowBlocks<Traits>(item.requests).parts > 1) send_empty(abi::StageKind::scratch, 0, 0);
     }

@@ -167,7 +167,7 @@ private:
             const u32 keys = wgmma_panel(this->shared.stage(stage));
             SAPWOOD_UNROLL for (u32 step = 0; step < kSteps; ++step) {
                 const u32 at = step / 4 * Traits::KTile::kGroupStride + step % 4 * 32;
-                wgmma_64x64x16<Element, false>(s, this->query[step], wgmma_advance(keys, at), step > 0);
+                wgmma_64x64x16<Element>(s, this->query[step], wgmma_advance(keys, at), step > 0);
             }
             wgmma_commit();
         }

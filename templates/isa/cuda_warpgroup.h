@@ -73,6 +73,49 @@ SAPWOOD_DEVICE void turn_wait(u32 id) { asm volatile("bar.sync %0, 256;" ::"r"(i
 SAPWOOD_DEVICE void turn_pass(u32 id) { asm volatile("bar.arrive %0, 256;" ::"r"(id) : "memory"); }
 
 // --- products --------------------------------------------------------------------------------------------------------
+/// Low word of the matrix descriptor (PTX ISA, "asynchronous warpgroup level matrix shared memory layout") of a panel of 128-byte
+/// rows, swizzled by 128 bytes, groups of eight rows 1024 bytes apart: both the K-major operand with a row for each n and,
+/// transposed, the MN-major one with a row for each k. The high word is the same for all.
+SAPWOOD_DEVICE u32 wgmma_panel(u32 shared) { return shared >> 4; }
+/// The operand `bytes` further on: inside a panel 32 bytes a k step along a row, 2048 down 16 rows.
+SAPWOOD_DEVICE u32 wgmma_advance(u32 panel, u32 bytes) { return panel + (bytes >> 4); }
+/// Orders this thread's register writes before the next product that reads them.
+SAPWOOD_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+SAPWOOD_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <u32 kPending>
+SAPWOOD_DEVICE void wgmma_wait() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
+}
+/// d (64x64, rows 16 w + … of warp w) = a (64x16, registers) * b (16x64, K-major in shared memory) + (accumulate ? d : 0).
+/// Asynchronous: neither d nor a may be touched before the wait for its group. Layouts of d and a are those of mma_16x8x16, n
+/// blocks side by side.
+template <class T>
+SAPWOOD_DEVICE void wgmma_64x64x16(f32 (&d)[8][4], const u32 (&a)[4], u32 b, bool accumulate);
+#define SAPWOOD_WGMMA(Type, type)                                                                                      \
+    template <>                                                                                                        \
+    SAPWOOD_DEVICE void wgmma_64x64x16<Type>(f32(&d)[8][4], const u32(&a)[4], u32 b, bool accumulate) {                \
+        asm volatile(                                                                                                  \
+            "{ .reg .pred p; .reg .b64 b; setp.ne.u32 p, %37, 0; mov.b64 b, {%36, 0x40000040}; "                       \
+            "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type                                                \
+            " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                                                 \
+            "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, b, p, 1, 1, 0; }"    \
+            : "+f"(d[0][0]), "+f"(d[0][1]), "+f"(d[0][2]), "+f"(d[0][3]), "+f"(d[1][0]), "+f"(d[1][1]), "+f"(d[1][2]), \
+              "+f"(d[1][3]), "+f"(d[2][0]), "+f"(d[2][1]), "+f"(d[2][2]), "+f"(d[2][3]), "+f"(d[3][0]), "+f"(d[3][1]), \
+              "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]), \
+              "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), \
+              "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])                                               \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(static_cast<u32>(accumulate))                    \
+            : "memory");                                                                                               \
+    }
+SAPWOOD_WGMMA(Fp16, "f16")
+SAPWOOD_WGMMA(Bf16, "bf16")
+#undef SAPWOOD_WGMMA
+/// After the wait, for a register operand that is read again later: without it ptxas (CUDA 13.0) has been seen to give the
+/// registers of one that stays the same around a loop to other values.
+SAPWOOD_DEVICE void wgmma_settled(u32 (&a)[4]) { asm volatile("" : "+r"(a[0]), "+r"(a[1]), "+r"(a[2]), "+r"(a[3])::"memory"); }
+/// Orders what this thread has written to shared memory, or seen written through a barrier, before reads by products.
+SAPWOOD_DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
 /// Low word of the descriptor of an MN-major operand wider than one panel (see wgmma_panel): panels lie `panel_bytes` apart.
 SAPWOOD_DEVICE u32 wgmma_panels(u32 shared, u32 panel_bytes) { return shared >> 4 | panel_bytes >> 4 << 16; }
 

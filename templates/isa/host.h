@@ -149,22 +149,6 @@ SAPWOOD_DEVICE void mma_16x8x16<Bf16>(f32 (&d)[4], const u32 (&a)[4], u32 b0, u3
     host_mma<Bf16>(d, a, b0, b1);
 }
 
-// --- warpgroup products --------------------------------------------------------------------------------------------------
-// See cuda.h. Here a product is finished when it is issued, each warp for its own 16 rows.
-SAPWOOD_DEVICE u32 wgmma_panel(u32 shared) { return shared; }
-SAPWOOD_DEVICE u32 wgmma_advance(u32 panel, u32 bytes) { return panel + bytes; }
-SAPWOOD_DEVICE void wgmma_fence() {}
-SAPWOOD_DEVICE void wgmma_commit() {}
-template <u32 kPending>
-SAPWOOD_DEVICE void wgmma_wait() {}
-SAPWOOD_DEVICE void wgmma_settled(f32 (&)[8][4]) {}
-SAPWOOD_DEVICE void wgmma_settled(u32 (&)[4]) {}
-template <class T, bool kTransposed>
-SAPWOOD_DEVICE void wgmma_64x64x16(f32 (&d)[8][4], const u32 (&a)[4], u32 b, bool accumulate) {
-    host_wgmma<T, kTransposed>(d, a, b, accumulate);
-}
-SAPWOOD_DEVICE void fence_async_proxy() {}
-
 // --- arithmetic ------------------------------------------------------------------------------------------------------------
 /// Two fp32 to two 16-bit values, round to nearest even; `low` in the low half.
 template <class T>

@@ -65,6 +65,19 @@ inline void turn_wait(u32) {}
 inline void turn_pass(u32) {}
 
 // --- products --------------------------------------------------------------------------------------------------------
+inline u32 wgmma_panel(u32 shared) { return shared; }
+inline u32 wgmma_advance(u32 panel, u32 bytes) { return panel + bytes; }
+inline void wgmma_fence() {}
+inline void wgmma_commit() {}
+template <u32 kPending>
+inline void wgmma_wait() {}
+inline void wgmma_settled(u32 (&)[4]) {}
+template <class T>
+inline void wgmma_64x64x16(f32 (&d)[8][4], const u32 (&a)[4], u32 b, bool accumulate) {
+    host_wgmma<T, false>(d, a, b, accumulate);
+}
+inline void fence_async_proxy() {}
+
 /// Shared addresses have 18 bits.
 inline u32 wgmma_panels(u32 shared, u32 panel_bytes) { return shared | panel_bytes >> 4 << 18; }
 
