@@ -36,9 +36,9 @@ std::string packed_text(const char* family, const KernelKey& key) {
     const auto number = [](unsigned value) { return std::to_string(value); };
     return std::string(family) + "/" + dtype_name(static_cast<DType>(key.dtype)) + "/d" + number(key.head_dim) + "/v" +
            number(key.head_dim_v) + (key.score == static_cast<unsigned>(Score::negated) ? "/neg" : "/cap" + number(key.score)) +
-           "/" + mainloop_name(static_cast<Mainloop>(key.mainloop)) + "/w" + number(key.warps) + "/p" + number(key.producers) +
-           "/kv" + number(key.block_kv) + "/s" + number(key.stages) + "/b" + number(key.blocks) + "/" +
-           std::string(key.target.data());
+           (key.mask != 0 ? "/arrays/" : "/") + mainloop_name(static_cast<Mainloop>(key.mainloop)) + "/w" + number(key.warps) +
+           "/p" + number(key.producers) + "/kv" + number(key.block_kv) + "/s" + number(key.stages) + "/b" + number(key.blocks) +
+           "/" + std::string(key.target.data());
 }
 
 Score score_of(float scale, float softcap) { return softcap > 0 ? Score::softcap : scale < 0 ? Score::negated : Score::scaled; }
@@ -59,6 +59,10 @@ const char* family_name(Family family) noexcept {
             return "backward_prepare";
         case Family::backward_finish:
             return "backward_finish";
+        case Family::array_bounds:
+            return "array_bounds";
+        case Family::forward_tiles:
+            return "forward_tiles";
     }
     return "no kernel";
 }
@@ -74,6 +78,9 @@ std::string KernelKey::to_string() const {
         case Family::backward_prepare:
         case Family::backward_finish:
             return packed_text(family_name(static_cast<Family>(family)), *this);
+        case Family::array_bounds:
+        case Family::forward_tiles:
+            return std::string(family_name(static_cast<Family>(family))) + "/" + target.data();
     }
     return "no kernel";
 }
@@ -114,7 +121,15 @@ KernelKey merge_key(const MergeProblem& problem, const std::string& target) {
     return key;
 }
 
-KernelKey packed_key(Family family, const PackedProblem& problem, const PackedConfig& config, const std::string& target) {
+KernelKey array_key(Family family, const std::string& target) {
+    KernelKey key;
+    key.family = static_cast<std::uint8_t>(family);
+    set_target(key, target);
+    return key;
+}
+
+KernelKey packed_key(Family family, const PackedProblem& problem, const PackedConfig& config, const std::string& target,
+                     bool arrays) {
     KernelKey key;
     key.family = static_cast<std::uint8_t>(family);
     key.dtype = static_cast<std::uint8_t>(problem.dtype);
@@ -127,6 +142,7 @@ KernelKey packed_key(Family family, const PackedProblem& problem, const PackedCo
     key.producers = static_cast<std::uint8_t>(config.producers);
     key.stages = static_cast<std::uint8_t>(config.stages);
     key.blocks = static_cast<std::uint8_t>(config.blocks);
+    key.mask = arrays ? 1 : 0;
     set_target(key, target);
     return key;
 }

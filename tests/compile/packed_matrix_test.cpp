@@ -59,6 +59,8 @@ TEST_CASE("compile matrix: default packed kernels spill nothing and fit") {
         }
         Engine engine({.target = target, .cache_dir = dir.path() / "cache"});
         const Pack pack = Pack::from_segments(std::vector<Segment>{{-1, 4096}, {0, 512}});
+        const std::vector<std::int32_t> cu = {0, 4608};
+        const Pack arrays = Pack::from_cu_seqlens(cu, cu, {.causal = true, .dfs_arrays = true});
         for (const Shape& shape : kShapes) {
             const PackedProblem problem = {.q_heads = 8,
                                            .kv_heads = 2,
@@ -71,6 +73,12 @@ TEST_CASE("compile matrix: default packed kernels spill nothing and fit") {
             const int allowed = plan.info().config.mainloop == Mainloop::mma ? 32 : 0;
             const std::string fault = fault_of(engine.prepare(plan), target, plan.info().config.blocks, allowed);
             CHECK_MESSAGE(fault.empty(), fault);
+            PackedPlan by_arrays = engine.plan_packed(problem, arrays);
+            for (const KernelReport& report : engine.prepare_keys(by_arrays.kernel_keys())) {
+                const bool main = report.key == by_arrays.kernel_key();
+                const std::string its = fault_of(report, target, main ? by_arrays.info().config.blocks : 1, main ? allowed : 0);
+                CHECK_MESSAGE(its.empty(), its);
+            }
             if (std::string(target) != "sm_90a" || shape.head_dim > 128 || shape.head_dim == 96) continue;
             PackedBackwardPlan backward = engine.plan_packed_backward(problem, pack);
             for (const KernelReport& report : engine.prepare(backward)) {
