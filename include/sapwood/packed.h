@@ -128,13 +128,13 @@ private:
 /// are in elements, multiples of 8; 0 = densely packed [rows, heads, dim]. The last dimension is contiguous. Every element of K and
 /// V must be finite: masked keys have weight 0, and 0 * Inf is NaN.
 struct PackedTensors {
-    const void* q = nullptr;                ///< [rows, Hq, head_dim]
-    const void* k = nullptr;                ///< [keys, Hkv, head_dim]
-    const void* v = nullptr;                ///< [keys, Hkv, head_dim_v]
-    void* out = nullptr;                    ///< [rows, Hq, head_dim_v]; 0 for a row that sees nothing
-    float* lse = nullptr;                   ///< optional [Hq, rows] fp32, natural logarithm; -inf for a row that sees nothing
-    const std::int32_t* start_q = nullptr;  ///< [rows]; of packs with dfs_arrays, and only of these
-    const std::int32_t* end_k = nullptr;    ///< [keys]
+    const void* q = nullptr;  ///< [rows, Hq, head_dim]
+    const void* k = nullptr;  ///< [keys, Hkv, head_dim]
+    const void* v = nullptr;  ///< [keys, Hkv, head_dim_v]
+    void* out = nullptr;      ///< [rows, Hq, head_dim_v]; 0 for a row that sees nothing
+    float* lse = nullptr;     ///< optional [Hq, rows] fp32, natural logarithm; -inf for a row that sees nothing
+    /// [rows] and [keys]; of packs with dfs_arrays, and only of these.
+    const std::int32_t *start_q = nullptr, *end_k = nullptr;
     std::int64_t q_token_stride = 0, q_head_stride = 0;
     std::int64_t k_token_stride = 0, k_head_stride = 0;
     std::int64_t v_token_stride = 0, v_head_stride = 0;
@@ -150,8 +150,9 @@ struct PackedBackwardInfo {
     std::int64_t blocks = 0;         ///< key blocks of one KV head, those in several parts counted by parts
     std::int64_t list_bytes = 0;     ///< device memory of the tile lists
     std::int64_t workspace_bytes =
-        0;             ///< fp32 sums of dQ, and of dK and dV of blocks in parts; two fp32 values a row and query head
-    double flops = 0;  ///< of visible pairs: 2.5 times the forward pass'
+        0;                    ///< fp32 sums of dQ, and of dK and dV of blocks in parts; two fp32 values a row and query head
+    double flops = 0;         ///< of visible pairs: 2.5 times the forward pass'
+    bool dfs_arrays = false;  ///< as in PackedPlanInfo
     std::int32_t grid = 0;
 };
 
@@ -165,7 +166,7 @@ public:
 
     const PackedProblem& problem() const noexcept;
     PackedBackwardInfo info() const;
-    /// Canonical texts of its three kernels, in the order in which they run.
+    /// Canonical texts of its kernels, in the order in which they run.
     std::vector<std::string> kernel_keys() const;
 
     struct Impl;
@@ -190,6 +191,8 @@ struct PackedGradients {
     void* dq = nullptr;           ///< [rows, Hq, head_dim]
     void* dk = nullptr;           ///< [keys, Hkv, head_dim]
     void* dv = nullptr;           ///< [keys, Hkv, head_dim_v]
+    /// The forward call's, of packs with dfs_arrays.
+    const std::int32_t *start_q = nullptr, *end_k = nullptr;
     std::int64_t q_token_stride = 0, q_head_stride = 0;
     std::int64_t k_token_stride = 0, k_head_stride = 0;
     std::int64_t v_token_stride = 0, v_head_stride = 0;

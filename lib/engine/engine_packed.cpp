@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 // What a call over a pack does, from plan to launch.
-#include <algorithm>
 #include <chrono>
 
 #include "base/error.h"
@@ -11,8 +10,6 @@
 
 namespace sapwood {
 namespace {
-
-constexpr std::int64_t kArrayBlocks = 8;  // of the kernels that make tile lists an SM
 
 KernelKey key_of(const PackedPlan::Impl& plan) {
     return packed_key(Family::packed_forward, plan.problem, plan.config, plan.limits.target, plan.arrays.present);
@@ -77,12 +74,7 @@ void Engine::launch(PackedPlan& plan, const PackedTensors& tensors, void* stream
     call = buffers->base();
     bind(host, tensors, *service.setup.memory, call);
     const PackedKernels& kernels = buffers->kernels();
-    if (host.arrays.present) {
-        const std::int64_t warps = abi::kArrayThreads / 32, most = host.limits.sms * kArrayBlocks;
-        const auto grid = [&](std::int64_t pieces) { return std::min((pieces + warps - 1) / warps, most); };
-        if (host.arrays.bounds > 0) enqueue(service, *kernels.bounds, grid(host.arrays.bounds), call.bounds, stream);
-        enqueue(service, *kernels.tiles, grid(std::ssize(host.arrays.blocks)), call.tiles, stream);
-    }
+    if (host.arrays.present) enqueue_lists(service, host, kernels, call, stream);
     enqueue(service, *kernels.main, host.grid(), call.main, stream);
 }
 

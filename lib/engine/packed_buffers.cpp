@@ -34,14 +34,15 @@ PackedBuffers::PackedBuffers(std::shared_ptr<Memory> memory, const PackedPlan::I
     base_.bounds.bounds = static_cast<abi::Bounds*>(at(bounds));
     base_.bounds.count = static_cast<unsigned>(plan.info.keys);
     base_.bounds.unit = abi::kKeyUnit;
-    base_.tiles.bounds = base_.bounds.bounds;
-    base_.tiles.runs = main.runs;
-    base_.tiles.blocks = static_cast<abi::ArrayBlock*>(at(array_blocks));
-    base_.tiles.query_blocks = static_cast<abi::QueryBlock*>(at(blocks));
-    base_.tiles.spans = static_cast<abi::KeySpan*>(at(spans));
-    base_.tiles.query_block_count = main.query_block_count;
-    base_.tiles.units = static_cast<unsigned>(plan.arrays.bounds);
-    base_.tiles.block_kv = plan.config.block_kv;
+    base_.tiles = {.start_q = nullptr,
+                   .bounds = base_.bounds.bounds,
+                   .runs = main.runs,
+                   .blocks = static_cast<abi::ArrayBlock*>(at(array_blocks)),
+                   .query_blocks = static_cast<abi::QueryBlock*>(at(blocks)),
+                   .spans = static_cast<abi::KeySpan*>(at(spans)),
+                   .query_block_count = main.query_block_count,
+                   .units = static_cast<unsigned>(plan.arrays.bounds),
+                   .block_kv = plan.config.block_kv};
 }
 
 PackedBuffers::~PackedBuffers() { memory_->free(block_); }

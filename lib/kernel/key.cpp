@@ -63,6 +63,8 @@ const char* family_name(Family family) noexcept {
             return "array_bounds";
         case Family::forward_tiles:
             return "forward_tiles";
+        case Family::backward_tiles:
+            return "backward_tiles";
     }
     return "no kernel";
 }
@@ -80,6 +82,7 @@ std::string KernelKey::to_string() const {
             return packed_text(family_name(static_cast<Family>(family)), *this);
         case Family::array_bounds:
         case Family::forward_tiles:
+        case Family::backward_tiles:
             return std::string(family_name(static_cast<Family>(family))) + "/" + target.data();
     }
     return "no kernel";

@@ -24,7 +24,8 @@ enum class Family : std::uint8_t {
     backward_prepare = 5,
     backward_finish = 6,
     array_bounds = 7,
-    forward_tiles = 8
+    forward_tiles = 8,
+    backward_tiles = 9
 };
 const char* family_name(Family family) noexcept;  // what a key's text begins with
 

@@ -92,7 +92,7 @@ KernelKey parse_parts(std::string_view text, const std::vector<std::string_view>
     if (parts[0] == family_name(Family::merge)) return parse_merge_key(parts);
     for (const Family family : {Family::packed_forward, Family::packed_backward, Family::backward_prepare, Family::backward_finish})
         if (parts[0] == family_name(family)) return parse_packed_key(family, text, parts);
-    for (const Family family : {Family::array_bounds, Family::forward_tiles})
+    for (const Family family : {Family::array_bounds, Family::forward_tiles, Family::backward_tiles})
         if (parts[0] == family_name(family)) return array_key(family, std::string(parts.back()));
     return parse_decode_key(text, parts);
 }

@@ -50,6 +50,7 @@ KernelSource packed_backward_source(const KernelKey& key) {
                            }};
     if (static_cast<Family>(key.family) == Family::packed_backward) {
         source.slots["score"] = score_policy(static_cast<Score>(key.score));
+        source.slots["arrays"] = key.mask != 0 ? "true" : "false";
     } else {
         source.slots["warps"] = std::to_string(key.warps);
     }

@@ -54,6 +54,7 @@ KernelSource source_of(const KernelKey& key) {
             return packed_backward_source(key);
         case Family::array_bounds:
         case Family::forward_tiles:
+        case Family::backward_tiles:
             return array_source(key);
     }
     raise(ErrorCode::kInternal, "unknown kernel family " + std::to_string(key.family));
@@ -87,6 +88,7 @@ KernelResources resources_of(const KernelKey& key) {
             return packed_backward_resources(key);
         case Family::array_bounds:
         case Family::forward_tiles:
+        case Family::backward_tiles:
             return array_resources(key);
     }
     raise(ErrorCode::kInternal, "unknown kernel family " + std::to_string(key.family));

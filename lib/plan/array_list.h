@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "packed_abi.h"
-#include "plan/packed_list.h"
+#include "plan/backward_list.h"
 #include "sapwood/packed.h"
 
 namespace sapwood {
@@ -25,11 +25,10 @@ struct ArrayList {
     /// `list` is that of the mask without arrays, which bounds what the arrays leave: its blocks and their order stay, its spans
     /// make way for room.
     void build(const Pack& pack, PackedList& list);
+    /// The same of a backward pass, whose blocks' parts keep the row tiles that they are to walk.
+    void build(const Pack& pack, BackwardList& list);
 
     std::int64_t bytes() const;
-
-private:
-    std::int64_t span_bytes_ = 0;
 };
 
 }  // namespace sapwood

@@ -37,6 +37,7 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
     }
     plan->list.build(pack, static_cast<std::int32_t>(abi::kBackwardKeys),
                      [&](std::int64_t tiles) { return longest_part(tiles, problem, limits.sms); });
+    if (pack.dfs_arrays()) plan->arrays.build(pack, plan->list);
     PackedBackwardInfo& info = plan->info;
     info.rows = pack.rows();
     info.keys = pack.keys();
@@ -44,7 +45,8 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
     info.tiles = plan->list.tiles;
     info.partial_tiles = plan->list.partial_tiles;
     info.blocks = static_cast<std::int64_t>(plan->list.blocks.size());
-    info.list_bytes = plan->list.bytes();
+    info.list_bytes = plan->list.bytes() + plan->arrays.bytes();
+    info.dfs_arrays = pack.dfs_arrays();
     info.workspace_bytes = plan->kv_sums() * 4 + plan->row_tiles() * abi::kRowTile * problem.q_heads * (problem.head_dim + 2) * 4;
     info.flops = 5.0 * (problem.head_dim + problem.head_dim_v) * problem.q_heads * static_cast<double>(info.visible_pairs);
     info.grid = static_cast<std::int32_t>(std::min<std::int64_t>(limits.sms, info.blocks * problem.kv_heads));  // parts counted

@@ -3,6 +3,7 @@
 
 #include <memory>
 
+#include "plan/array_list.h"
 #include "plan/backward_list.h"
 #include "plan/limits.h"
 #include "sapwood/packed.h"
@@ -14,6 +15,7 @@ struct PackedBackwardPlan::Impl {
     PackedProblem problem;
     Limits limits;
     BackwardList list;
+    ArrayList arrays;  // as in PackedPlan::Impl
     PackedBackwardInfo info;
     std::int32_t section_heads = 1;  // KV heads that are worked on together
     std::vector<std::string> keys;

@@ -57,7 +57,7 @@ struct BackwardProducer {
     SAPWOOD_DEVICE void send_head(const U32x4& block, u32 head) {
         const abi::RowSpan* next = params.spans + block.z;
         for (u32 tile = 0; tile < block.w;) {
-            const U32x4 span = load_readonly_16(next++);
+            const U32x4 span = load_list_16<Traits::kArrays>(next++);
             for (u32 i = 0; i < span.y; ++i, ++tile) send_rows(span, span.x + i * Traits::kRows, head);
         }
     }
@@ -68,7 +68,7 @@ struct BackwardProducer {
         const u32 count = params.key_block_count * params.kv_heads;
         for (u32 ticket = block_id(); ticket < count;) {
             const TicketPlace place(ticket, params.key_block_count, params.section_heads);
-            const U32x4 block = load_readonly_16(params.key_blocks + place.block);  // the words of an abi::KeyBlock
+            const U32x4 block = load_list_16<Traits::kArrays>(params.key_blocks + place.block);  // the words of an abi::KeyBlock
             const u32 drawn = tickets.draw();
             send_item(block, place.head);
             for (u32 g = 0; g < params.group; ++g) send_head(block, place.head * params.group + g);

@@ -3,8 +3,10 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 
+#include "kernel/array_cases.h"
 #include "kernel/packed_cases.h"
 #include "support/compare.h"
 #include "support/gpu.h"
@@ -45,6 +47,10 @@ struct Gradients {
         scene.run(target);
         for (auto* values : {&dq, &dk, &dv}) std::fill(values->begin(), values->end(), support::kNan16);
         PackedBackwardPlan plan = target.engine->plan_packed_backward(scene.which.problem, scene.pack);
+        launch(target, plan);
+    }
+
+    void launch(const Target& target, PackedBackwardPlan& plan) {
         PackedGradients call = {.q = scene.q.data(),
                                 .k = scene.k.data(),
                                 .v = scene.v.data(),
@@ -54,7 +60,9 @@ struct Gradients {
                                 .dlse = with_dlse ? dlse.data() : nullptr,
                                 .dq = dq.data(),
                                 .dk = dk.data(),
-                                .dv = dv.data()};
+                                .dv = dv.data(),
+                                .start_q = scene.tensors.start_q,
+                                .end_k = scene.tensors.end_k};
         if (target.device == nullptr) return target.engine->launch(plan, call);
         std::vector<std::uint64_t> owned;
         const auto place = [&](auto& pointer, const auto& values) {
@@ -66,6 +74,7 @@ struct Gradients {
         place(call.dq, dq), place(call.dk, dk), place(call.dv, dv);
         place(call.q, scene.q), place(call.k, scene.k), place(call.v, scene.v), place(call.out, scene.out), place(call.dout, dout);
         place(call.lse, scene.lse), place(call.dlse, dlse);
+        place(call.start_q, scene.which.start_q), place(call.end_k, scene.which.end_k);
         target.engine->launch(plan, call);
         target.device->copy_to_host(dq.data(), owned[0], dq.size() * 2, nullptr);
         target.device->copy_to_host(dk.data(), owned[1], dk.size() * 2, nullptr);
@@ -91,9 +100,9 @@ struct Gradients {
     }
 };
 
-void all_cases(const Target& target) {
+void all_cases(const Target& target, const std::vector<PackedCase>& cases) {
     int ran = 0;
-    for (const PackedCase& which : packed_cases()) {
+    for (const PackedCase& which : cases) {
         const std::int32_t dim_v = which.problem.head_dim_v ? which.problem.head_dim_v : which.problem.head_dim;
         // Gaps and a missing LSE are the forward tests' affair.
         if (which.problem.head_dim > 128 || which.problem.head_dim == 96 || dim_v > 128 || which.padded || !which.lse) continue;
@@ -107,7 +116,88 @@ void all_cases(const Target& target) {
 
 }  // namespace
 
-TEST_CASE("packed backward on host: gradients against the oracle") { all_cases(host_target()); }
+TEST_CASE("packed backward on host: gradients against the oracle") { all_cases(host_target(), packed_cases()); }
 TEST_CASE("packed backward on gpu: gradients against the oracle") {
-    if (support::gpu_available()) all_cases(gpu_target());
+    if (support::gpu_available()) all_cases(gpu_target(), packed_cases());
+}
+
+TEST_CASE("packed backward on host: start_q and end_k, of trees and of none, against the oracle") {
+    all_cases(host_target(), array_cases());
+}
+TEST_CASE("packed backward on gpu: start_q and end_k, of trees and of none, against the oracle") {
+    if (support::gpu_available()) all_cases(gpu_target(), array_cases());
+}
+
+TEST_CASE("packed backward on host: a tree as start_q and end_k is the tree as segments") {
+    const PackedCase trees = {"", {.q_heads = 2, .kv_heads = 1, .head_dim = 64, .dtype = DType::bf16}, random_trees(31, 500, 110)};
+    Gradients segments(trees, true), arrays(as_arrays(trees, -7), true);
+    segments.run(host_target());
+    arrays.run(host_target());
+    const auto apart = [](const std::vector<std::uint16_t>& a, const std::vector<std::uint16_t>& b) {
+        std::vector<double> x, y;
+        for (const std::uint16_t value : a) x.push_back(static_cast<double>(support::widen(DType::bf16, value)));
+        for (const std::uint16_t value : b) y.push_back(static_cast<double>(support::widen(DType::bf16, value)));
+        return support::relative_error(x, y);
+    };
+    CHECK(apart(segments.dq, arrays.dq) <= support::tolerance(DType::bf16));
+    CHECK(apart(segments.dk, arrays.dk) <= support::tolerance(DType::bf16));
+    CHECK(apart(segments.dv, arrays.dv) <= support::tolerance(DType::bf16));
+}
+
+TEST_CASE("packed backward on host: arrays that change between launches of one plan") {
+    const Target target = host_target();
+    Gradients gradients(
+        as_arrays({"", {.q_heads = 2, .kv_heads = 1, .head_dim = 64, .dtype = DType::bf16}, random_trees(32, 400, 60)}), false);
+    PackedBackwardPlan plan = target.engine->plan_packed_backward(gradients.scene.which.problem, gradients.scene.pack);
+    const auto check = [&] {
+        gradients.scene.run(target);
+        for (auto* values : {&gradients.dq, &gradients.dk, &gradients.dv})
+            std::fill(values->begin(), values->end(), support::kNan16);
+        gradients.launch(target, plan);
+        CHECK(gradients.fault() == "");
+    };
+    check();
+    auto& start = gradients.scene.which.start_q;
+    auto& end = gradients.scene.which.end_k;
+    for (std::size_t i = 0; i < start.size(); ++i) start[i] = static_cast<std::int32_t>(i / 50), end[i] = i < 60 ? 1000 : start[i];
+    check();
+    std::fill(end.begin(), end.end(), -1);  // nobody sees anything
+    check();
+    for (const auto* values : {&gradients.dq, &gradients.dk, &gradients.dv})
+        CHECK(std::all_of(values->begin(), values->end(), [](std::uint16_t x) { return (x & 0x7fff) == 0; }));
+}
+
+TEST_CASE("packed backward on host: tiles that no row sees are not read") {
+    // The middle response's rows are NaN: what keys of the others read of them would become NaN.
+    Gradients gradients(
+        as_arrays(
+            {"", {.q_heads = 1, .kv_heads = 1, .head_dim = 64, .dtype = DType::bf16}, {{-1, 128}, {-1, 128}, {1, 128}, {1, 128}}}),
+        false);
+    const Target target = host_target();
+    gradients.scene.run(target);
+    std::fill(gradients.dout.begin() + 256 * 64, gradients.dout.begin() + 384 * 64, support::kNan16);
+    PackedBackwardPlan plan = target.engine->plan_packed_backward(gradients.scene.which.problem, gradients.scene.pack);
+    gradients.launch(target, plan);
+    const auto finite = [&](const std::vector<std::uint16_t>& values, std::ptrdiff_t begin, std::ptrdiff_t end) {
+        return std::all_of(values.begin() + begin * 64, values.begin() + end * 64,
+                           [](std::uint16_t x) { return std::isfinite(support::widen(DType::bf16, x)); });
+    };
+    CHECK(finite(gradients.dv, 0, 128));
+    CHECK_FALSE(finite(gradients.dv, 128, 256));  // seen by it
+    CHECK_FALSE(finite(gradients.dv, 256, 384));
+    CHECK(finite(gradients.dv, 384, 512));
+    CHECK(finite(gradients.dk, 384, 512));
+    CHECK(finite(gradients.dq, 384, 512));
+}
+
+TEST_CASE("packed backward: arrays that are missing are refused by name, a window is the forward pass'") {
+    Engine& engine = *host_target().engine;
+    PackedCase which = {"", {.q_heads = 2, .kv_heads = 1, .head_dim = 64, .dtype = DType::bf16}, {}, {0, 140}, {0, 140}};
+    which.mask.window_left = 20;
+    Gradients gradients(with_any_arrays(which, 3, 0, 2, 30), false);
+    gradients.run(host_target());
+    CHECK(gradients.fault() == "");
+    gradients.scene.tensors.end_k = nullptr;
+    PackedBackwardPlan plan = engine.plan_packed_backward(which.problem, gradients.scene.pack);
+    CHECK_THROWS_WITH_AS(gradients.launch(host_target(), plan), doctest::Contains("end_k is null"), Error);
 }

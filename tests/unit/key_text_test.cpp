@@ -27,7 +27,7 @@ TEST_CASE("key text: kernels of packs with arrays, and those that make their til
     const KernelKey key = parse_key(text);
     CHECK(key.to_string() == text);
     CHECK(!(key == parse_key("packed_forward/bf16/d128/v128/cap0/wgmma/w8/p4/kv128/s2/b1/sm_90a")));
-    for (const Family family : {Family::array_bounds, Family::forward_tiles}) {
+    for (const Family family : {Family::array_bounds, Family::forward_tiles, Family::backward_tiles}) {
         const KernelKey made = array_key(family, "sm_120a");
         CHECK(made.to_string() == std::string(family_name(family)) + "/sm_120a");
         CHECK(parse_key(made.to_string()) == made);
