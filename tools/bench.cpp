@@ -22,7 +22,7 @@ struct Options {
     JsonLines json;
     std::string target = "cuda", config, modes = "cold,warm,rotate", exact_limit = "8GB", cache, passes = "fwd,bwd";
     double bandwidth = 3.0, budget = 2.0;
-    bool check = false, no_overlap = false;
+    bool check = false, no_overlap = false, arrays = false;
     std::int32_t check_requests = 24;
 };
 
@@ -180,7 +180,8 @@ int bench(Options& options) {
                              .check = options.check,
                              .check_rows = options.check_requests,
                              .budget = options.budget,
-                             .passes = options.passes});
+                             .passes = options.passes,
+                             .arrays = options.arrays});
     const auto items = options.cases.items();
     if (cuda::device_count() == 0)
         throw Stop{kNotPossible, "bench needs a GPU: " + cuda::driver_problem() + ". `sapwood run` runs on the host target"};
@@ -281,6 +282,7 @@ void add_bench(CLI::App& app, Action& action) {
     sub->add_option("--target", options->target, "cuda or cuda:N")->capture_default_str();
     sub->add_option("--modes", options->modes, "which of cold,warm,rotate")->capture_default_str();
     sub->add_option("--passes", options->passes, "training workloads: fwd, or fwd,bwd")->capture_default_str();
+    sub->add_flag("--arrays", options->arrays, "training workloads: trees as start_q and end_k, which the device classifies");
     sub->add_option("--bandwidth", options->bandwidth, "TB/s of the floor")->capture_default_str();
     sub->add_option("--budget", options->budget, "seconds of GPU time a case, all modes together")->capture_default_str();
     sub->add_flag("--check", options->check, "compare a subset of the requests with the fp64 oracle after timing");

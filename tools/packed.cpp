@@ -7,6 +7,7 @@
 
 #include "gpu.h"
 #include "support/compare.h"
+#include "support/dfs_arrays.h"
 #include "support/half.h"
 #include "support/packed_workload.h"
 #include "terminal.h"
@@ -96,6 +97,23 @@ public:
 private:
     Values& values_;
     DeviceBuffer q_, k_, v_, out_, lse_;
+};
+
+/// What is planned for: the trees as segments, or as arrays that go into `there`.
+Pack pack_of(const Item& item, bool arrays) {
+    return arrays ? support::arrays_of(item.spec.segments).pack() : Pack::from_segments(item.spec.segments);
+}
+class ArraysOnDevice {
+public:
+    ArraysOnDevice(const DevicePtr& device, const Item& item, OnDevice& there) {
+        const support::DfsArrays arrays = support::arrays_of(item.spec.segments);
+        start_ = DeviceBuffer(device, arrays.start_q.data(), arrays.start_q.size() * 4);
+        end_ = DeviceBuffer(device, arrays.end_k.data(), arrays.end_k.size() * 4);
+        there.tensors.start_q = start_.as<std::int32_t>(), there.tensors.end_k = end_.as<std::int32_t>();
+    }
+
+private:
+    DeviceBuffer start_, end_;
 };
 
 struct Checked {
@@ -236,7 +254,7 @@ public:
         const PackedPlanInfo info = plan.info();
         Timed timed = {.flops = info.flops, .tiles = info.tiles, .partial_tiles = info.partial_tiles};
         timed.pairs_in_tiles = info.tiles * info.config.warps * 16 * info.config.block_kv;
-        timed.plan_us = planning([&] { engine_.plan_packed(problem, Pack::from_segments(item.spec.segments), config); });
+        timed.plan_us = planning([&] { engine_.plan_packed(problem, pack_of(item, options_.arrays), config); });
         engine_.prepare(plan);
         timed.us = time([&](int) { engine_.launch(plan, there.tensors, stream_.get()); });
         if (!options_.check) return timed;
@@ -253,7 +271,7 @@ public:
         const PackedBackwardInfo info = plan.info();
         Timed timed = {.flops = info.flops, .tiles = info.tiles, .partial_tiles = info.partial_tiles};
         timed.pairs_in_tiles = info.tiles * 64 * 128;
-        timed.plan_us = planning([&] { engine_.plan_packed_backward(problem, Pack::from_segments(item.spec.segments)); });
+        timed.plan_us = planning([&] { engine_.plan_packed_backward(problem, pack_of(item, options_.arrays)); });
         engine_.prepare(plan);
         const auto bytes = [](std::int64_t rows, std::int64_t heads, std::int64_t dim) {
             return static_cast<std::size_t>(rows * heads * dim) * 2;
@@ -262,8 +280,17 @@ public:
         const DeviceBuffer dk(device_, bytes(info.keys, problem.kv_heads, problem.head_dim));
         const DeviceBuffer dv(device_, bytes(info.keys, problem.kv_heads, problem.head_dim));
         const PackedTensors& t = there.tensors;
-        const PackedGradients call = {
-            .q = t.q, .k = t.k, .v = t.v, .out = t.out, .dout = t.q, .lse = t.lse, .dq = dq.as(), .dk = dk.as(), .dv = dv.as()};
+        const PackedGradients call = {.q = t.q,
+                                      .k = t.k,
+                                      .v = t.v,
+                                      .out = t.out,
+                                      .dout = t.q,
+                                      .lse = t.lse,
+                                      .dq = dq.as(),
+                                      .dk = dk.as(),
+                                      .dv = dv.as(),
+                                      .start_q = t.start_q,
+                                      .end_k = t.end_k};
         timed.us = time([&](int) { engine_.launch(plan, call, stream_.get()); });
         return timed;
     }
@@ -324,7 +351,13 @@ int bench_packed(const Selection& cases, JsonLines& json, const PackedRunOptions
         const Pack pack = Pack::from_segments(item.spec.segments);
         Values values(pack, item.variant, item.spec.seed);
         OnDevice there(device, values);
-        const auto report = [&](const char* pass, const Timed& timed) {
+        // FLOPs stay those of the trees: a plan for arrays knows no more than the causal bound.
+        const Pack planned = pack_of(item, options.arrays);
+        std::optional<ArraysOnDevice> arrays;
+        if (options.arrays) arrays.emplace(device, item, there);
+        const double share = static_cast<double>(pack.visible_pairs()) / static_cast<double>(planned.visible_pairs());
+        const auto report = [&](const char* pass, Timed timed) {
+            timed.flops *= share;
             const double us = median(timed.us), best = *std::min_element(timed.us.begin(), timed.us.end());
             const auto tokens = static_cast<double>(pack.rows()), pairs = static_cast<double>(pack.visible_pairs());
             failed += timed.checked && !timed.checked->passes(item.variant.dtype);
@@ -346,8 +379,8 @@ int bench_packed(const Selection& cases, JsonLines& json, const PackedRunOptions
                            ? text("%.2e%s", timed.checked->out_error, timed.checked->passes(item.variant.dtype) ? "" : " !")
                            : ""});
         };
-        report("fwd", bench.forward(item, pack, values, there));
-        if (options.passes.find("bwd") != std::string::npos) report("bwd", bench.backward(item, pack, there));
+        report("fwd", bench.forward(item, planned, values, there));
+        if (options.passes.find("bwd") != std::string::npos) report("bwd", bench.backward(item, planned, there));
     }
     for (const auto& [pass, mean] : means)
         std::fprintf(notes, "%s: %d cases, geometric mean %.0f TFLOP/s\n", pass.c_str(), mean.second,

@@ -142,8 +142,8 @@ public:
     void upload(PackedPlan& plan, void* stream = nullptr);
     void launch(PackedPlan& plan, const PackedTensors& tensors, void* stream = nullptr);
 
-    /// Gradients of attention over a pack: three kernels on one stream. dQ is added up in fp32 by atomic additions, in no fixed
-    /// order.
+    /// Gradients of attention over a pack: three kernels on one stream, two more before them where the pack has arrays. dQ is added
+    /// up in fp32 by atomic additions, in no fixed order.
     PackedBackwardPlan plan_packed_backward(const PackedProblem& problem, const Pack& pack);
     std::vector<KernelReport> prepare(PackedBackwardPlan& plan);
     void upload(PackedBackwardPlan& plan, void* stream = nullptr);

@@ -47,33 +47,6 @@ PackedCase nobody() {
 
 }  // namespace
 
-DfsArrays arrays_of(std::span<const Segment> segments, std::int32_t first, bool global) {
-    DfsArrays arrays;
-    arrays.cu.push_back(0);
-    std::vector<std::int32_t> node(segments.size()), last(segments.size());  // own number, the largest of the subtree
-    std::int32_t next = first, tokens = 0;
-    for (std::size_t i = 0; i < segments.size(); ++i) {
-        if (segments[i].parent < 0) {
-            if (i > 0) arrays.cu.push_back(tokens);
-            if (!global) next = first;
-        }
-        node[i] = last[i] = next++;
-        tokens += static_cast<std::int32_t>(segments[i].tokens);
-    }
-    arrays.cu.push_back(tokens);
-    for (std::size_t i = segments.size(); i-- > 0;) {
-        if (segments[i].parent < 0) continue;
-        std::int32_t& above = last[static_cast<std::size_t>(segments[i].parent)];
-        above = std::max(above, last[i]);
-    }
-    for (std::size_t i = 0; i < segments.size(); ++i) {
-        const auto count = static_cast<std::size_t>(segments[i].tokens);
-        arrays.start_q.insert(arrays.start_q.end(), count, node[i]);
-        arrays.end_k.insert(arrays.end_k.end(), count, last[i]);
-    }
-    return arrays;
-}
-
 std::vector<Segment> random_trees(std::uint32_t seed, std::int64_t tokens, std::int64_t longest) {
     std::mt19937 engine(seed);
     const auto random = [&](std::int64_t low, std::int64_t high) {
@@ -93,7 +66,7 @@ std::vector<Segment> random_trees(std::uint32_t seed, std::int64_t tokens, std::
 }
 
 PackedCase as_arrays(PackedCase which, std::int32_t first, bool global) {
-    DfsArrays arrays = arrays_of(which.segments, first, global);
+    support::DfsArrays arrays = support::arrays_of(which.segments, first, global);
     which.segments.clear();
     which.cu_q = which.cu_k = std::move(arrays.cu);
     which.start_q = std::move(arrays.start_q), which.end_k = std::move(arrays.end_k);
@@ -132,6 +105,8 @@ const std::vector<PackedCase>& array_cases() {
         nobody(),
         // One query a sequence and groups of heads: FlashAttention-2 folds them into rows and reads start_q out of bounds.
         with_any_arrays({"one query each", shape(D::bf16, 128, 0, 8, 2), {}, {0, 1, 2, 3}, {0, 90, 300, 305}}, 7, 0, 2, 20),
+        as_arrays(
+            {"a batch of one length", shape(D::fp16, 128, 0, 2, 1), {{-1, 40}, {0, 30}, {0, 26}, {-1, 90}, {3, 6}, {-1, 96}}}),
         crowded(),
     };
     return cases;

@@ -90,6 +90,51 @@ TEST_CASE("packed on host: arrays that change between launches of one plan") {
     CHECK(std::all_of(scene.lse.begin(), scene.lse.end(), [](float x) { return x == -INFINITY; }));
 }
 
+TEST_CASE("packed on gpu: arrays that change between replays of a graph") {
+    if (!support::gpu_available()) return;
+    const Target target = gpu_target();
+    cuda::Device& device = *target.device;
+    PackedScene scene(as_arrays(small(random_trees(22, 700, 90))));
+    PackedPlan plan = target.engine->plan_packed(scene.which.problem, scene.pack);
+    std::vector<std::uint64_t> owned;
+    const auto place = [&](const auto& values) {
+        owned.push_back(device.allocate(values.size() * sizeof(values[0])));
+        device.copy_to_device(owned.back(), values.data(), values.size() * sizeof(values[0]), nullptr);
+        return reinterpret_cast<void*>(owned.back());
+    };
+    PackedTensors there = scene.tensors;
+    there.q = place(scene.q), there.k = place(scene.k), there.v = place(scene.v), there.out = place(scene.out);
+    there.lse = static_cast<float*>(place(scene.lse));
+    auto& start = scene.which.start_q;
+    auto& end = scene.which.end_k;
+    there.start_q = static_cast<const std::int32_t*>(place(start)), there.end_k = static_cast<const std::int32_t*>(place(end));
+    void* stream = device.create_stream();
+    target.engine->prepare(plan);
+    target.engine->upload(plan, stream);
+    device.synchronize(stream);
+    device.begin_capture(stream);
+    target.engine->launch(plan, there, stream);
+    void* graph = device.end_capture(stream);
+    for (const std::uint32_t seed : {22u, 23u, 24u, 25u}) {
+        CAPTURE(seed);
+        if (seed > 22) {
+            scene.which = with_any_arrays(scene.which, seed, 0, static_cast<std::int32_t>(seed) - 22, 200);
+            device.copy_to_device(owned[5], start.data(), start.size() * 4, stream);
+            device.copy_to_device(owned[6], end.data(), end.size() * 4, stream);
+        }
+        scene.poison();
+        device.copy_to_device(owned[3], scene.out.data(), scene.out.size() * 2, stream);
+        device.launch_graph(graph, stream);
+        device.synchronize(stream);
+        device.copy_to_host(scene.out.data(), owned[3], scene.out.size() * 2, nullptr);
+        device.copy_to_host(scene.lse.data(), owned[4], scene.lse.size() * 4, nullptr);
+        CHECK(scene.fault() == "");
+    }
+    device.destroy_graph(graph);
+    device.destroy_stream(stream);
+    for (const std::uint64_t pointer : owned) device.free(pointer);
+}
+
 TEST_CASE("packed on host: tiles that no row sees are not read") {
     // A prompt and three responses, a tile long each: what a response reads of the others would make it NaN, weight 0 or not.
     PackedScene scene(as_arrays(small({{-1, 256}, {0, 128}, {0, 128}, {0, 128}})));

@@ -144,8 +144,9 @@ TEST_CASE("packed backward on host: a tree as start_q and end_k is the tree as s
     CHECK(apart(segments.dv, arrays.dv) <= support::tolerance(DType::bf16));
 }
 
-TEST_CASE("packed backward on host: arrays that change between launches of one plan") {
-    const Target target = host_target();
+namespace {
+
+void changing_arrays(const Target& target) {
     Gradients gradients(
         as_arrays({"", {.q_heads = 2, .kv_heads = 1, .head_dim = 64, .dtype = DType::bf16}, random_trees(32, 400, 60)}), false);
     PackedBackwardPlan plan = target.engine->plan_packed_backward(gradients.scene.which.problem, gradients.scene.pack);
@@ -165,6 +166,13 @@ TEST_CASE("packed backward on host: arrays that change between launches of one p
     check();
     for (const auto* values : {&gradients.dq, &gradients.dk, &gradients.dv})
         CHECK(std::all_of(values->begin(), values->end(), [](std::uint16_t x) { return (x & 0x7fff) == 0; }));
+}
+
+}  // namespace
+
+TEST_CASE("packed backward on host: arrays that change between launches of one plan") { changing_arrays(host_target()); }
+TEST_CASE("packed backward on gpu: arrays that change between launches of one plan") {
+    if (support::gpu_available()) changing_arrays(gpu_target());
 }
 
 TEST_CASE("packed backward on host: tiles that no row sees are not read") {
