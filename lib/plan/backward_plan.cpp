@@ -13,11 +13,12 @@ namespace {
 
 /// Tiles of a key block's longest part. A step is a tile of one query head; an item has the steps of a whole group. Measured on an
 /// H100: a sixth of what a multiprocessor does in all evens out well, and beyond 333 steps an item costs more balance than its
-/// beginning and end save; where even that cuts all blocks, twelve items a multiprocessor are enough.
-std::int64_t longest_part(std::int64_t tiles, const PackedProblem& problem, int sms) {
+/// beginning and end save; where even that cuts all blocks, twelve items a multiprocessor are enough. Not so of a pack with arrays:
+/// what they leave of these tiles is not known, and one block that they leave whole must not outlast the others.
+std::int64_t longest_part(std::int64_t tiles, const PackedProblem& problem, int sms, bool arrays) {
     constexpr std::int64_t kGoodSteps = 333;
     const std::int64_t group = problem.q_heads / problem.kv_heads, steps = tiles * problem.q_heads / sms;
-    const std::int64_t limit = std::max(std::min(steps / 6, kGoodSteps), steps / 12);
+    const std::int64_t limit = std::max(std::min(steps / 6, kGoodSteps), arrays ? 0 : steps / 12);
     return limit / group;
 }
 
@@ -36,7 +37,7 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
                   "the backward pass over packs has head dims 64 and 128, not " + std::to_string(dim));
     }
     plan->list.build(pack, static_cast<std::int32_t>(abi::kBackwardKeys),
-                     [&](std::int64_t tiles) { return longest_part(tiles, problem, limits.sms); });
+                     [&](std::int64_t tiles) { return longest_part(tiles, problem, limits.sms, pack.dfs_arrays()); });
     if (pack.dfs_arrays()) plan->arrays.build(pack, plan->list);
     PackedBackwardInfo& info = plan->info;
     info.rows = pack.rows();

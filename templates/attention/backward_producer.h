@@ -23,9 +23,13 @@ struct BackwardProducer {
         const i32 key_begin = static_cast<i32>(block.x);
         shared.item() = {key_begin, block.y, kv_head, block.w * params.group};
         const u32 barrier = shared.item_ring.full(0);
-        tensor_load<CacheHint::once>(shared.address, params.k_map, barrier, key_begin, kv_head);
-        tensor_load<CacheHint::once>(shared.values(), params.v_map, barrier, key_begin, kv_head);
-        mbarrier_arrive_bytes(barrier, Traits::kKeyBytes + Traits::kValueBytes);
+        if (Traits::kArrays && block.w == 0) {  // the arrays have left nothing of this part
+            mbarrier_arrive_bytes(barrier, 0);
+        } else {
+            tensor_load<CacheHint::once>(shared.address, params.k_map, barrier, key_begin, kv_head);
+            tensor_load<CacheHint::once>(shared.values(), params.v_map, barrier, key_begin, kv_head);
+            mbarrier_arrive_bytes(barrier, Traits::kKeyBytes + Traits::kValueBytes);
+        }
         item.advance();
     }
 

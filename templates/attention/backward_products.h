@@ -43,7 +43,7 @@ struct BackwardProducts {
             if (item.slot() == abi::KeyBlock::kNoSlot) {
                 write(params.dk, dk, params.scale);
                 write(params.dv, dv, 1.0f);
-            } else {
+            } else if (!Traits::kArrays || item.steps != 0) {
                 f32* sums = params.kv_sums + static_cast<u64>(item.slot() * params.kv_heads + item.kv_head) * kSumFloats;
                 add(sums, dk);
                 add(sums + Traits::kKeys * Traits::kHeadDim, dv);

@@ -89,6 +89,7 @@ const std::vector<PackedCase>& array_cases() {
         as_arrays({"trees", shape(D::fp16, 64, 0, 3, 1, 20), random_trees(2, 600, 90), {}, {}, {}, {}, true}, -900, true),
         as_arrays({"crumbs of trees", shape(D::bf16, 64, 0, 2, 1), random_trees(3, 500, 7)}, 1 << 30, true),
         as_arrays({"a long tree", shape(D::bf16, 64, 0, 1, 1), {{-1, 1100}, {0, 333}, {0, 410}, {2, 37}, {2, 290}, {0, 128}}}),
+        as_arrays({"a block with nothing left of one part", shape(D::bf16, 64, 0, 1, 1), {{-1, 128}, {0, 128}, {0, 1700}}}),
         as_arrays({"wide", shape(D::bf16, 192, 128, 2, 1), random_trees(4, 400, 120)}),
         as_arrays({"wide", shape(D::fp16, 256, 0, 2, 1), random_trees(5, 300, 60)}),
         as_arrays({"warps: trees", shape(D::bf16, 128, 0, 4, 2), random_trees(6, 600, 150), {}, {}, {}, kWarps}),
