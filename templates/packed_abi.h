@@ -2,7 +2,7 @@
 // Work lists and parameter blocks of the packed kernels: what abi.h is to decode.
 #pragma once
 
-#include "abi.h"
+#include "tensor_map_abi.h"
 
 namespace sapwood::abi {
 
@@ -28,17 +28,6 @@ struct alignas(16) QueryBlock {
     unsigned rows;
     unsigned span_begin;
     unsigned tiles;  // of all its spans
-};
-
-/// A tensor of 16-bit elements as the copy engine knows it (CUtensorMap); on the host target, a HostTensorMap.
-struct alignas(64) TensorMap {
-    unsigned long long words[16];
-};
-struct HostTensorMap {
-    const void* data;
-    long long token_stride, head_stride;      // bytes
-    unsigned long long rows;                  // of the tensor
-    unsigned long long box_rows, box_panels;  // of a load: rows, and groups of 64 elements
 };
 
 /// A tensor [rows, heads, dim], rows and heads anywhere. Strides in bytes.
@@ -74,7 +63,6 @@ struct alignas(16) RowSpan {
     unsigned runs;
 };
 inline constexpr unsigned kRowTile = 64;
-inline constexpr unsigned kKeyTile = 128;  // keys of a block
 
 /// Keys of one block and query rows that see them: all such rows, or a part of them.
 struct alignas(16) KeyBlock {
@@ -91,32 +79,42 @@ struct alignas(8) KeySlot {
     unsigned keys;
 };
 
+/// Where a key block stands in the fixed order of additions.
+struct alignas(8) BlockTurns {
+    unsigned first;  // of its tiles, in BackwardParams::turns
+    unsigned part;   // parts of the same block that add dK and dV before this one
+};
+
 /// Before the backward pass: row sums, and sums set to zero. Arrays by row are [q_heads, row_tiles * kRowTile].
 struct BackwardPrepareParams {
     Tensor out, dout;
-    const float* lse;   // [q_heads, rows]
-    const float* dlse;  // the same; may be null
-    float* lse_log2;    // base-2 logarithm; +inf for a row that sees nothing, and behind the last row
-    float* row_sums;    // sum of out * dout, less dlse
-    float* dq_sums;     // [q_heads, row_tiles, kRowTile * head_dim], zeroed
-    float* kv_sums;     // [slots, kv_heads, kKeyTile * (head_dim + head_dim_v)], zeroed
-    long long kv_sums_count;
+    const float* lse;         // [q_heads, rows]
+    const float* dlse;        // the same; may be null
+    float* lse_log2;          // base-2 logarithm; +inf for a row that sees nothing, and behind the last row
+    float* row_sums;          // sum of out * dout, less dlse
+    float* dq_sums;           // [q_heads, row_tiles, kRowTile * head_dim], zeroed
+    float* kv_sums;           // [slots, kv_heads, keys of a block * (head_dim + head_dim_v)], then BackwardParams::arrivals; zeroed
+    long long kv_sums_count;  // of both, in words
     int rows;
     unsigned row_tiles, q_heads;
 };
 
 /// The backward pass: dK and dV a block of keys at a time, dQ by additions to fp32 sums.
 struct BackwardParams {
-    TensorMap q_map, k_map, v_map, dout_map;
-    Tensor dk, dv;
+    TensorMap q_map, k_map, v_map, dout_map;  // where the copy engine copies
+    Tensor q, k, v, dout, dk, dv;
     const float* lse_log2;
     const float* row_sums;
     float* dq_sums;
     float* kv_sums;
-    const KeyBlock* key_blocks;  // longest first
+    const KeyBlock* key_blocks;  // longest first; or those of late rows first, where the order of additions is fixed
     const RowSpan* spans;
     const KeyRun* runs;
+    const BlockTurns* block_turns;  // these three are null where it is not
+    const unsigned* turns;          // additions to a row tile before that of this block, by block and tile; of any head
+    unsigned* arrivals;             // additions so far: to the tiles of dq_sums, then to those of kv_sums
     Counters* counters;
+    int rows, keys;
     unsigned row_tiles;
     unsigned key_block_count;
     unsigned kv_heads;

@@ -20,7 +20,8 @@ constexpr double kFlopsPerUs = 600e6;
 struct Options {
     Selection cases;
     JsonLines json;
-    std::string target = "cuda", config, modes = "cold,warm,rotate", exact_limit = "8GB", cache, passes = "fwd,bwd";
+    std::string target = "cuda", config, modes = "cold,warm,rotate", exact_limit = "8GB", cache, passes = "fwd,bwd",
+                backward_config;
     double bandwidth = 3.0, budget = 2.0;
     bool check = false, no_overlap = false, arrays = false;
     std::int32_t check_requests = 24;
@@ -177,6 +178,7 @@ int bench(Options& options) {
                             {.target = options.target,
                              .cache = options.cache,
                              .config = options.config,
+                             .backward_config = options.backward_config,
                              .check = options.check,
                              .check_rows = options.check_requests,
                              .budget = options.budget,
@@ -281,7 +283,9 @@ void add_bench(CLI::App& app, Action& action) {
     options->cases.add_options(*sub);
     sub->add_option("--target", options->target, "cuda or cuda:N")->capture_default_str();
     sub->add_option("--modes", options->modes, "which of cold,warm,rotate")->capture_default_str();
-    sub->add_option("--passes", options->passes, "training workloads: fwd, or fwd,bwd")->capture_default_str();
+    sub->add_option("--backward-config", options->backward_config, "the same for the backward pass of training workloads");
+    sub->add_option("--passes", options->passes, "training workloads: of fwd,bwd,bwd-det (deterministic); fwd always")
+        ->capture_default_str();
     sub->add_flag("--arrays", options->arrays, "training workloads: trees as start_q and end_k, which the device classifies");
     sub->add_option("--bandwidth", options->bandwidth, "TB/s of the floor")->capture_default_str();
     sub->add_option("--budget", options->budget, "seconds of GPU time a case, all modes together")->capture_default_str();

@@ -9,7 +9,7 @@
 namespace sapwood::tool {
 
 struct PackedRunOptions {
-    std::string target, cache, config;
+    std::string target, cache, config, backward_config;
     bool check = false;
     std::int32_t check_rows = 0;  // 0: 64
     double host_work = 0;         // host target: skip cases of more FLOP

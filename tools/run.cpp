@@ -11,7 +11,7 @@ namespace {
 struct Options {
     Selection cases;
     JsonLines json;
-    std::string target = "auto", config, cache;
+    std::string target = "auto", config, cache, passes = "fwd,bwd", backward_config;
     bool check = false;
     std::int32_t check_requests = 0;
     double host_work = 2e9;
@@ -24,9 +24,11 @@ int run(Options& options) {
                           {.target = options.target,
                            .cache = options.cache,
                            .config = options.config,
+                           .backward_config = options.backward_config,
                            .check = options.check,
                            .check_rows = options.check_requests,
-                           .host_work = options.host_work});
+                           .host_work = options.host_work,
+                           .passes = options.passes});
     const auto items = options.cases.items();
     Engine engine({.target = options.target, .cache_dir = options.cache, .host_schedule_seed = options.schedule_seed});
     const DevicePtr device = device_of(options.target, engine.has_device());
@@ -121,6 +123,8 @@ void add_run(CLI::App& app, Action& action) {
     sub->add_flag("--check", options->check, "compare with the fp64 oracle; exit code 1 if any case fails");
     sub->add_option("--check-requests", options->check_requests, "how many requests to compare (0: all, fewer where that is slow)");
     sub->add_option("--config", options->config, "tile sizes, as warps=4,block_kv=64,stages=3,blocks=2");
+    sub->add_option("--backward-config", options->backward_config, "the same for the backward pass of training workloads");
+    sub->add_option("--passes", options->passes, "training workloads: fwd, or fwd,bwd")->capture_default_str();
     sub->add_option("--host-work", options->host_work, "skip cases of more FLOP than this on the host target")
         ->capture_default_str();
     sub->add_option("--schedule-seed", options->schedule_seed, "host target: shuffle the order of a block's threads");

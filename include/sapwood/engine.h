@@ -142,9 +142,10 @@ public:
     void upload(PackedPlan& plan, void* stream = nullptr);
     void launch(PackedPlan& plan, const PackedTensors& tensors, void* stream = nullptr);
 
-    /// Gradients of attention over a pack: three kernels on one stream, two more before them where the pack has arrays. dQ is added
-    /// up in fp32 by atomic additions, in no fixed order.
-    PackedBackwardPlan plan_packed_backward(const PackedProblem& problem, const Pack& pack);
+    /// Gradients of attention over a pack: three kernels on one stream, two more before them where the pack has arrays. Sums in
+    /// fp32 are added up in no fixed order, unless the options ask for one.
+    PackedBackwardPlan plan_packed_backward(const PackedProblem& problem, const Pack& pack,
+                                            const PackedBackwardOptions& options = {});
     std::vector<KernelReport> prepare(PackedBackwardPlan& plan);
     void upload(PackedBackwardPlan& plan, void* stream = nullptr);
     void launch(PackedBackwardPlan& plan, const PackedGradients& tensors, void* stream = nullptr);

@@ -79,10 +79,10 @@ private:
 /// Tile sizes of a packed kernel; 0 = chosen by the planner.
 struct PackedConfig {
     Mainloop mainloop = Mainloop::choose;
-    std::int32_t warps = 0;      ///< compute warps a block, 16 query rows each
-    std::int32_t producers = 0;  ///< copy warps a block
-    std::int32_t block_kv = 0;   ///< keys a tile
-    std::int32_t stages = 0;     ///< K tiles and V tiles in flight
+    std::int32_t warps = 0;      ///< compute warps a block, 16 query rows each in the forward pass
+    std::int32_t producers = 0;  ///< copy warps a block; the backward pass by mma.sync has none
+    std::int32_t block_kv = 0;   ///< keys a tile; in the backward pass those that stay in a block
+    std::int32_t stages = 0;     ///< K tiles and V tiles in flight; in the backward pass Q tiles and dO tiles
     std::int32_t blocks = 0;     ///< resident blocks an SM
 
     std::string to_string() const;
@@ -141,23 +141,32 @@ struct PackedTensors {
     std::int64_t out_token_stride = 0, out_head_stride = 0;
 };
 
+/// What a caller asks of a backward plan beyond the problem.
+struct PackedBackwardOptions {
+    /// The same bits each time, for the same pack, tensors and GPU model: every sum is added up in one order. It takes some waiting
+    /// and shorter pieces of work; see docs/training.md. Refused for packs with dfs_arrays.
+    bool deterministic = false;
+    PackedConfig config;  ///< fields that are not 0 are kept, the others chosen
+};
+
 /// What a backward plan will do, in numbers.
 struct PackedBackwardInfo {
+    PackedConfig config;
     std::int64_t rows = 0, keys = 0;
     std::int64_t visible_pairs = 0;  ///< of one head
     std::int64_t tiles = 0;          ///< key block x row tile steps of one query head
     std::int64_t partial_tiles = 0;  ///< of these, the ones that compare
     std::int64_t blocks = 0;         ///< key blocks of one KV head, those in several parts counted by parts
     std::int64_t list_bytes = 0;     ///< device memory of the tile lists
-    std::int64_t workspace_bytes =
-        0;                    ///< fp32 sums of dQ, and of dK and dV of blocks in parts; two fp32 values a row and query head
+    /// fp32 sums of dQ, and of dK and dV of blocks in parts; two fp32 values a row and query head
+    std::int64_t workspace_bytes = 0;
     double flops = 0;         ///< of visible pairs: 2.5 times the forward pass'
     bool dfs_arrays = false;  ///< as in PackedPlanInfo
     std::int32_t grid = 0;
 };
 
 /// Tile lists for the gradients of one pack, made by Engine::plan_packed_backward; plain host data. Move-only. In flight on one
-/// stream at a time. sm_90a and the host target; head dims 64 and 128.
+/// stream at a time.
 class PackedBackwardPlan {
 public:
     PackedBackwardPlan(PackedBackwardPlan&&) noexcept;

@@ -30,6 +30,7 @@ struct TensorView {
     std::int64_t rows = 0, heads = 0, dim = 0;       // dim: a multiple of 64
     std::int64_t token_stride = 0, head_stride = 0;  // bytes, multiples of 16
     std::int64_t box_rows = 0;                       // at most 256
+    std::int64_t box_panels = 0;                     // of 64 elements each; 0: all of dim
 };
 
 /// Why there is no usable driver; empty if there is one.

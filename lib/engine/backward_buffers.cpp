@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/backward_buffers.h"
 
-#include "attention/backward_layout.h"
 #include "engine/argument_checks.h"
 #include "engine/buffer_layout.h"
 
@@ -21,7 +20,10 @@ BackwardBuffers::BackwardBuffers(std::shared_ptr<Memory> memory, const PackedBac
     const std::size_t row_sums = layout.place<float>(padded_rows);
     const std::size_t dq_sums = layout.place<float>(padded_rows * problem.head_dim);
     const std::size_t slots = layout.place<abi::KeySlot>(std::ssize(plan.list.slots));
-    const std::size_t kv_sums = layout.place<float>(plan.kv_sums());
+    // Counters of arrivals lie behind the sums: what sets these to zero before each launch does so to them.
+    const std::size_t kv_sums = layout.place<float>(plan.kv_sums() + plan.arrivals());
+    const std::size_t block_turns = layout.place<abi::BlockTurns>(std::ssize(plan.list.block_turns));
+    const std::size_t turns = layout.place<std::uint32_t>(std::ssize(plan.list.turns));
     const std::size_t array_blocks = layout.place<abi::ArrayBlock>(std::ssize(plan.arrays.blocks));
     const std::size_t bounds = layout.place<abi::Bounds>(plan.arrays.bounds);
     block_ = memory_->allocate(layout.bytes());
@@ -40,8 +42,14 @@ BackwardBuffers::BackwardBuffers(std::shared_ptr<Memory> memory, const PackedBac
     base_.finish.kv_heads = static_cast<unsigned>(problem.kv_heads);
     base_.prepare.kv_sums = main.kv_sums = static_cast<float*>(at(kv_sums));
     base_.finish.kv_sums = main.kv_sums;
-    base_.prepare.kv_sums_count = plan.kv_sums();
+    base_.prepare.kv_sums_count = plan.kv_sums() + plan.arrivals();
+    if (plan.options.deterministic) {
+        main.block_turns = static_cast<abi::BlockTurns*>(at(block_turns));
+        main.turns = static_cast<std::uint32_t*>(at(turns));
+        main.arrivals = reinterpret_cast<std::uint32_t*>(main.kv_sums + plan.kv_sums());
+    }
     base_.prepare.rows = base_.finish.rows = static_cast<int>(plan.info.rows);
+    main.rows = static_cast<int>(plan.info.rows), main.keys = static_cast<int>(plan.info.keys);
     main.row_tiles = base_.prepare.row_tiles = base_.finish.row_tiles = static_cast<unsigned>(plan.row_tiles());
     base_.prepare.q_heads = base_.finish.q_heads = static_cast<unsigned>(problem.q_heads);
     main.key_block_count = static_cast<unsigned>(plan.list.blocks.size());
@@ -71,6 +79,8 @@ void BackwardBuffers::upload(const PackedBackwardPlan::Impl& plan, void* stream)
     copy(base_.main.key_blocks, plan.list.blocks);
     copy(base_.main.spans, plan.list.spans);
     copy(base_.main.runs, plan.list.runs);
+    copy(base_.main.block_turns, plan.list.block_turns);
+    copy(base_.main.turns, plan.list.turns);
     copy(base_.tiles.blocks, plan.arrays.blocks);
     copy(base_.finish.key_slots, plan.list.slots);
     uploaded_ = true;
@@ -98,10 +108,12 @@ void bind(const PackedBackwardPlan::Impl& plan, const PackedGradients& t, Memory
     check_arrays(plan.arrays.present, t.start_q, t.end_k);
     call.bounds.values = call.main.start_q = t.start_q;
     call.tiles.end_k = call.main.end_k = t.end_k;
+    call.main.q = q, call.main.k = k, call.main.v = v, call.main.dout = dout;
+    if (plan.config.mainloop != Mainloop::wgmma) return;
     call.main.q_map = tensor_map(memory, problem.dtype, q, plan.info.rows, q_heads, dim, abi::kRowTile);
     call.main.dout_map = tensor_map(memory, problem.dtype, dout, plan.info.rows, q_heads, dim_v, abi::kRowTile);
-    call.main.k_map = tensor_map(memory, problem.dtype, k, plan.info.keys, kv_heads, dim, abi::kBackwardKeys);
-    call.main.v_map = tensor_map(memory, problem.dtype, v, plan.info.keys, kv_heads, dim_v, abi::kBackwardKeys);
+    call.main.k_map = tensor_map(memory, problem.dtype, k, plan.info.keys, kv_heads, dim, plan.config.block_kv);
+    call.main.v_map = tensor_map(memory, problem.dtype, v, plan.info.keys, kv_heads, dim_v, plan.config.block_kv);
 }
 
 }  // namespace sapwood

@@ -241,7 +241,11 @@ void Engine::launch(DecodePlan& plan, const DecodeTensors& tensors, void* stream
     PlanState* const state = state_of(host);
     const bool stands_in = state != nullptr && state->standing_in();
     if (stands_in && !state->fixed() && service.setup.memory->capturing(stream)) state->fix();
-    enqueue(service, kernel, host.grid(), params, stream);
+    if (kernel.key.mainloop == static_cast<int>(Mainloop::wgmma)) {
+        enqueue(service, kernel, host.grid(), buffers.mapped(host, params), stream);
+    } else {
+        enqueue(service, kernel, host.grid(), params, stream);
+    }
     if (state != nullptr) state->count_launch();
     if (stands_in) {
         service.counters.stand_in_launches.fetch_add(1, std::memory_order_relaxed);

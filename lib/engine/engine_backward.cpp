@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <chrono>
 
-#include "attention/backward_layout.h"
 #include "base/error.h"
 #include "engine/backward_buffers.h"
 #include "engine/calls.h"
@@ -18,17 +17,15 @@ constexpr int kRowBlocks = 4;  // of these an SM
 /// What a kernel does not depend on is left out of its key.
 KernelKey key_of(const PackedBackwardPlan::Impl& plan, Family family) {
     PackedProblem problem = plan.problem;
-    PackedConfig config = {.mainloop = Mainloop::wgmma,
-                           .warps = 8,
-                           .producers = 4,
-                           .block_kv = static_cast<int>(abi::kBackwardKeys),
-                           .stages = static_cast<int>(abi::kBackwardStages),
-                           .blocks = 1};
+    PackedConfig config = plan.config;
     if (family != Family::packed_backward) {
         problem.scale = 1, problem.softcap = 0;
-        config = {.mainloop = Mainloop::mma, .warps = kRowWarps, .blocks = 1};
+        const int keys = family == Family::backward_finish ? plan.config.block_kv : 0;
+        config = {.mainloop = Mainloop::mma, .warps = kRowWarps, .block_kv = keys, .blocks = 1};
     }
-    return packed_key(family, problem, config, plan.limits.target, plan.arrays.present && family == Family::packed_backward);
+    const bool main = family == Family::packed_backward;
+    return packed_key(family, problem, config, plan.limits.target,
+                      {.arrays = main && plan.arrays.present, .fixed_order = main && plan.options.deterministic});
 }
 
 /// The plan's kernels, ready, and its buffers where there is a device.
@@ -49,8 +46,9 @@ BackwardKernels make_ready(PackedBackwardPlan::Impl& plan, KernelService& servic
 
 }  // namespace
 
-PackedBackwardPlan Engine::plan_packed_backward(const PackedProblem& problem, const Pack& pack) {
-    auto plan = make_backward_plan(problem, pack, impl_->service->setup.limits);
+PackedBackwardPlan Engine::plan_packed_backward(const PackedProblem& problem, const Pack& pack,
+                                                const PackedBackwardOptions& options) {
+    auto plan = make_backward_plan(problem, pack, options, impl_->service->setup.limits);
     if (pack.dfs_arrays()) {
         for (const Family family : {Family::array_bounds, Family::backward_tiles})
             plan->keys.push_back(array_key(family, plan->limits.target).to_string());

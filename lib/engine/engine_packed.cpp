@@ -12,7 +12,7 @@ namespace sapwood {
 namespace {
 
 KernelKey key_of(const PackedPlan::Impl& plan) {
-    return packed_key(Family::packed_forward, plan.problem, plan.config, plan.limits.target, plan.arrays.present);
+    return packed_key(Family::packed_forward, plan.problem, plan.config, plan.limits.target, {.arrays = plan.arrays.present});
 }
 
 /// The plan's kernels, ready, and its buffers where there is a device. `origin` is the last one's.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/plan_buffers.h"
 
+#include <limits>
+
 #include "engine/buffer_layout.h"
 
 namespace sapwood {
@@ -34,6 +36,31 @@ PlanBuffers::PlanBuffers(std::shared_ptr<Memory> memory, const DecodePlan::Impl&
     base_.kv_heads = static_cast<unsigned>(problem.kv_heads);
     base_.item_capacity = static_cast<unsigned>(plan.capacity.items);
     set_score(base_, problem);
+}
+
+abi::MappedDecodeParams PlanBuffers::mapped(const DecodePlan::Impl& plan, const abi::DecodeParams& params) {
+    const DecodeProblem& problem = plan.problem;
+    const auto map = [&](abi::TensorMap& to, const void* data, std::int64_t dim, std::int64_t token_stride,
+                         std::int64_t head_stride) {
+        // Pages are anywhere: what a call may read is the page table's affair, not the map's.
+        to = memory_->tensor_map({.data = data,
+                                  .bf16 = problem.dtype == DType::bf16,
+                                  .rows = std::numeric_limits<std::int32_t>::max(),
+                                  .heads = problem.kv_heads,
+                                  .dim = dim,
+                                  .token_stride = token_stride,
+                                  .head_stride = head_stride,
+                                  .box_rows = abi::kChunkTokens,
+                                  .box_panels = 1});
+    };
+    abi::MappedDecodeParams fresh = mapped_;
+    if (fresh.k != params.k || fresh.k_token_stride != params.k_token_stride || fresh.k_head_stride != params.k_head_stride)
+        map(fresh.k_map, params.k, problem.head_dim, params.k_token_stride, params.k_head_stride);
+    if (fresh.v != params.v || fresh.v_token_stride != params.v_token_stride || fresh.v_head_stride != params.v_head_stride)
+        map(fresh.v_map, params.v, problem.head_dim_v, params.v_token_stride, params.v_head_stride);
+    static_cast<abi::DecodeParams&>(fresh) = params;
+    mapped_ = fresh;
+    return fresh;
 }
 
 PlanBuffers::~PlanBuffers() { memory_->free(block_); }

@@ -4,10 +4,10 @@
 
 #include <memory>
 
-#include "abi.h"
 #include "engine/device_memory.h"
 #include "engine/kernel.h"
 #include "plan/decode_plan.h"
+#include "tensor_map_abi.h"
 
 namespace sapwood {
 
@@ -25,6 +25,9 @@ public:
     void upload(DecodePlan::Impl& plan, void* stream);
     /// The parameter block with everything but the tensors.
     const abi::DecodeParams& base() const noexcept { return base_; }
+    /// Its form for a kernel whose copies the copy engine makes: `params`, bound to tensors, and what that one is to know of K and
+    /// V.
+    abi::MappedDecodeParams mapped(const DecodePlan::Impl& plan, const abi::DecodeParams& params);
     Kernel* kernel() const noexcept { return kernel_; }
     /// Another kernel for a list that was planned for its tiles: the buffers' capacity does not depend on them.
     void set_kernel(Kernel* kernel) noexcept { kernel_ = kernel; }
@@ -37,6 +40,7 @@ private:
     std::uint64_t engine_;
     void* block_ = nullptr;
     abi::DecodeParams base_{};
+    abi::MappedDecodeParams mapped_{};  // the last one: encoding takes longer than a comparison
     std::uint64_t revision_ = 0;
 };
 

@@ -11,6 +11,8 @@ namespace {
 
 bool e4m3(const KernelKey& key) { return key.kv_dtype == static_cast<int>(KvDType::e4m3); }
 
+bool warpgroups(const KernelKey& key) { return key.mainloop == static_cast<int>(Mainloop::wgmma); }
+
 std::uint32_t threads(const KernelKey& key) { return (key.warps + key.producers) * 32u; }
 
 }  // namespace
@@ -27,6 +29,9 @@ KernelSource decode_source(const KernelKey& key) {
                 {"kv_source", kv_source},
                 {"score", score_policy(static_cast<Score>(key.score))},
                 {"mainloop", mainloop_name(static_cast<Mainloop>(key.mainloop))},
+                {"params", warpgroups(key) ? "MappedDecodeParams" : "DecodeParams"},
+                {"products", warpgroups(key) ? "warpgroup_products" : "warp_products"},
+                {"products_type", warpgroups(key) ? "WarpgroupProducts" : "WarpProducts"},
                 {"mask", key.mask != 0 ? "true" : "false"},
                 {"head_dim", std::to_string(key.head_dim)},
                 {"head_dim_v", std::to_string(key.head_dim_v)},
@@ -41,8 +46,11 @@ KernelSource decode_source(const KernelKey& key) {
 }
 
 KernelResources decode_resources(const KernelKey& key) {
-    const abi::DecodeShape shape = {key.head_dim, key.head_dim_v, key.group,     key.warps,          key.producers,
-                                    key.block_kv, key.stages,     key.mask != 0, e4m3(key) ? 1u : 2u};
+    const abi::DecodeShape shape = {key.head_dim,        key.head_dim_v,
+                                    key.group,           key.warps,
+                                    key.producers,       key.block_kv,
+                                    key.stages,          key.mask != 0,
+                                    e4m3(key) ? 1u : 2u, warpgroups(key) ? abi::Mainloop::wgmma : abi::Mainloop::mma};
     return {.threads = threads(key), .shared_bytes = abi::decode_shared_bytes(shape)};
 }
 

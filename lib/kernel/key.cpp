@@ -36,9 +36,9 @@ std::string packed_text(const char* family, const KernelKey& key) {
     const auto number = [](unsigned value) { return std::to_string(value); };
     return std::string(family) + "/" + dtype_name(static_cast<DType>(key.dtype)) + "/d" + number(key.head_dim) + "/v" +
            number(key.head_dim_v) + (key.score == static_cast<unsigned>(Score::negated) ? "/neg" : "/cap" + number(key.score)) +
-           (key.mask != 0 ? "/arrays/" : "/") + mainloop_name(static_cast<Mainloop>(key.mainloop)) + "/w" + number(key.warps) +
-           "/p" + number(key.producers) + "/kv" + number(key.block_kv) + "/s" + number(key.stages) + "/b" + number(key.blocks) +
-           "/" + std::string(key.target.data());
+           (key.mask != 0 ? "/arrays" : "") + (key.fixed_order != 0 ? "/order" + number(key.fixed_order) : "") + "/" +
+           mainloop_name(static_cast<Mainloop>(key.mainloop)) + "/w" + number(key.warps) + "/p" + number(key.producers) + "/kv" +
+           number(key.block_kv) + "/s" + number(key.stages) + "/b" + number(key.blocks) + "/" + std::string(key.target.data());
 }
 
 Score score_of(float scale, float softcap) { return softcap > 0 ? Score::softcap : scale < 0 ? Score::negated : Score::scaled; }
@@ -132,8 +132,9 @@ KernelKey array_key(Family family, const std::string& target) {
 }
 
 KernelKey packed_key(Family family, const PackedProblem& problem, const PackedConfig& config, const std::string& target,
-                     bool arrays) {
+                     const PackTraits& traits) {
     KernelKey key;
+    key.fixed_order = traits.fixed_order ? 1 : 0;
     key.family = static_cast<std::uint8_t>(family);
     key.dtype = static_cast<std::uint8_t>(problem.dtype);
     key.score = static_cast<std::uint8_t>(score_of(problem.scale, problem.softcap));
@@ -145,7 +146,7 @@ KernelKey packed_key(Family family, const PackedProblem& problem, const PackedCo
     key.producers = static_cast<std::uint8_t>(config.producers);
     key.stages = static_cast<std::uint8_t>(config.stages);
     key.blocks = static_cast<std::uint8_t>(config.blocks);
-    key.mask = arrays ? 1 : 0;
+    key.mask = traits.arrays ? 1 : 0;
     set_target(key, target);
     return key;
 }

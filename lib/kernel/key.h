@@ -46,7 +46,8 @@ struct KernelKey {
     std::uint8_t out_dtype = 0;     // of a merge: StateDType, and so is its dtype
     std::uint8_t separate = 0;      // of a merge: 1: each part is a tensor of its own
     std::uint8_t kv_dtype = 0;      // KvDType
-    std::array<char, 11> target{};  // "sm_90a", "host"; zero padded
+    std::uint8_t fixed_order = 0;   // of a backward pass: 1: sums are added up in the same order each time
+    std::array<char, 10> target{};  // "sm_90a", "host"; zero padded
 
     bool operator==(const KernelKey& other) const { return std::memcmp(this, &other, sizeof(KernelKey)) == 0; }
     bool operator<(const KernelKey& other) const { return std::memcmp(this, &other, sizeof(KernelKey)) < 0; }
@@ -60,8 +61,13 @@ static_assert(sizeof(KernelKey) == 32);
 KernelKey decode_key(const DecodeProblem& problem, const DecodeConfig& config, const std::string& target);
 /// `stages` is the number of 16-byte loads that a thread has in flight.
 KernelKey merge_key(const MergeProblem& problem, const std::string& target);
+/// What else changes the code of a pack's kernel.
+struct PackTraits {
+    bool arrays = false;       // of the pack
+    bool fixed_order = false;  // of a backward pass
+};
 KernelKey packed_key(Family family, const PackedProblem& problem, const PackedConfig& config, const std::string& target,
-                     bool arrays = false);
+                     const PackTraits& traits = {});
 /// Of the kernels that make the tile lists of a pack with arrays: nothing changes their code.
 KernelKey array_key(Family family, const std::string& target);
 

@@ -63,7 +63,8 @@ KernelKey parse_packed_key(Family family, std::string_view text, const std::vect
     config.block_kv = number(parts, "kv");
     config.stages = number(parts, "s");
     config.blocks = number(parts, "b");
-    return packed_key(family, problem, config, std::string(parts.back()), text.find("/arrays/") != std::string_view::npos);
+    return packed_key(family, problem, config, std::string(parts.back()),
+                      {.arrays = text.find("/arrays/") != std::string_view::npos, .fixed_order = number(parts, "order") == 1});
 }
 
 KernelKey parse_decode_key(std::string_view text, const std::vector<std::string_view>& parts) {

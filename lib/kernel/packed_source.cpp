@@ -2,6 +2,7 @@
 #include "kernel/packed_source.h"
 
 #include "attention/backward_layout.h"
+#include "attention/backward_warp_layout.h"
 
 namespace sapwood {
 
@@ -51,16 +52,25 @@ KernelSource packed_backward_source(const KernelKey& key) {
     if (static_cast<Family>(key.family) == Family::packed_backward) {
         source.slots["score"] = score_policy(static_cast<Score>(key.score));
         source.slots["arrays"] = key.mask != 0 ? "true" : "false";
+        source.slots["mainloop"] = mainloop_name(static_cast<Mainloop>(key.mainloop));
+        source.slots["stages"] = std::to_string(key.stages);
+        source.slots["blocks"] = std::to_string(key.blocks);
+        source.slots["order"] = key.fixed_order != 0 ? "FixedOrder" : "AnyOrder";
     } else {
         source.slots["warps"] = std::to_string(key.warps);
     }
+    if (static_cast<Family>(key.family) != Family::backward_prepare) source.slots["block_kv"] = std::to_string(key.block_kv);
     return source;
 }
 
 KernelResources packed_backward_resources(const KernelKey& key) {
-    const abi::BackwardShape shape = {key.head_dim, key.head_dim_v};
-    const bool main = static_cast<Family>(key.family) == Family::packed_backward;
-    return {.threads = (key.warps + key.producers) * 32u, .shared_bytes = main ? abi::backward_shared_bytes(shape) : 0};
+    unsigned shared = 0;
+    if (static_cast<Family>(key.family) == Family::packed_backward) {
+        shared = static_cast<Mainloop>(key.mainloop) == Mainloop::wgmma
+                     ? abi::backward_shared_bytes({key.head_dim, key.head_dim_v})
+                     : abi::backward_warp_shared_bytes({key.head_dim, key.head_dim_v, key.block_kv, key.stages});
+    }
+    return {.threads = (key.warps + key.producers) * 32u, .shared_bytes = shared};
 }
 
 }  // namespace sapwood

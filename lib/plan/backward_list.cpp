@@ -7,19 +7,21 @@ namespace sapwood {
 namespace {
 
 constexpr auto kTile = static_cast<std::int32_t>(abi::kRowTile);
-// Tiles of a part. What a part costs beyond its tiles, K and V once more and fp32 additions of dK and dV, is about two of them.
-constexpr std::int64_t kLeastPart = 24;
 
 }  // namespace
 
-void BackwardList::build(const Pack& pack, std::int32_t block_keys, const Longest& longest) {
+void BackwardList::build(const Pack& pack, std::int32_t block_keys, const Longest& longest, bool by_rows) {
     const std::span<const KeyRun> all = pack.runs();
     const auto keys = static_cast<std::int32_t>(pack.keys());
     runs.clear();
     for (const KeyRun& r : all) runs.push_back({r.key_begin, r.key_end, r.row_begin, r.row_end, r.first, r.last, {}});
     unsorted_.clear();
     spans.clear();
+    slots.clear();
+    block_turns.clear();
+    turns.clear();
     tiles = partial_tiles = 0;
+    row_tiles_ = (pack.rows() + kTile - 1) / kTile;
     std::size_t first = 0;  // run that is not wholly behind the block
     for (std::int32_t begin = 0; begin < keys; begin += block_keys) {
         const std::int32_t end = std::min(begin + block_keys, keys);
@@ -44,7 +46,12 @@ void BackwardList::build(const Pack& pack, std::int32_t block_keys, const Longes
         unsorted_.push_back({begin, static_cast<unsigned short>(end - begin), abi::KeyBlock::kNoSlot, first_span,
                              static_cast<unsigned>(tiles - before)});
     }
-    cut(std::max<std::int64_t>(kLeastPart, longest(tiles)));
+    const std::int64_t limit = std::max<std::int64_t>(1, longest(tiles));
+    if (by_rows) return order_by_rows(limit);
+    cut(limit, [&](std::size_t block, std::vector<unsigned>& ends) {
+        const std::int64_t all_tiles = unsorted_[block].tiles, parts = (all_tiles + limit - 1) / limit;
+        for (std::int64_t p = 1; p <= parts; ++p) ends.push_back(static_cast<unsigned>(p * all_tiles / parts));
+    });
     sort_longest_first(unsorted_, blocks, counts_);
 }
 
@@ -92,22 +99,22 @@ void BackwardList::emit(std::int32_t first_tile, std::int32_t end_tile, bool who
     }
 }
 
-void BackwardList::cut(std::int64_t limit) {
-    slots.clear();
+void BackwardList::cut(std::int64_t limit, const PartEnds& part_ends) {
     const auto count = unsorted_.size();
     for (std::size_t b = 0; b < count; ++b) {
         const abi::KeyBlock block = unsorted_[b];
         if (block.tiles <= limit || slots.size() >= abi::KeyBlock::kNoSlot) continue;
-        const std::int64_t parts = (block.tiles + limit - 1) / limit;
+        ends_.clear();
+        part_ends(b, ends_);
+        if (ends_.size() < 2) continue;
         const auto slot = static_cast<unsigned short>(slots.size());
         slots.push_back({block.key_begin, block.keys});
         // Copies of the block's spans, cut where a part ends.
         std::size_t span = block.span_begin;
-        unsigned used = 0;  // tiles of it
-        for (std::int64_t p = 0; p < parts; ++p) {
-            const auto of_part = static_cast<unsigned>((p + 1) * block.tiles / parts - p * block.tiles / parts);
-            const abi::KeyBlock part = {block.key_begin, block.keys, slot, static_cast<unsigned>(spans.size()), of_part};
-            for (unsigned left = of_part; left > 0;) {
+        unsigned used = 0, begin = 0;  // tiles of the span, and of the block before the part
+        for (const unsigned end : ends_) {
+            const abi::KeyBlock part = {block.key_begin, block.keys, slot, static_cast<unsigned>(spans.size()), end - begin};
+            for (unsigned left = end - begin; left > 0;) {
                 abi::RowSpan one = spans[span];
                 one.row_begin += static_cast<int>(used) * kTile;
                 one.tiles = std::min(left, one.tiles - used);
@@ -116,11 +123,12 @@ void BackwardList::cut(std::int64_t limit) {
                 if (used == spans[span].tiles) ++span, used = 0;
                 spans.push_back(one);
             }
-            if (p == 0) {
+            if (begin == 0) {
                 unsorted_[b] = part;
             } else {
                 unsorted_.push_back(part);
             }
+            begin = end;
         }
     }
 }

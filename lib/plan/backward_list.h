@@ -14,21 +14,27 @@
 namespace sapwood {
 
 struct BackwardList {
-    std::vector<abi::KeyBlock> blocks;  // longest first
+    std::vector<abi::KeyBlock> blocks;  // longest first, or those of late rows first
     std::vector<abi::RowSpan> spans;
     std::vector<abi::KeyRun> runs;    // the pack's
     std::vector<abi::KeySlot> slots;  // blocks in several parts
+    // Once turns are numbered: of each block where its own begin, and one for each of its tiles.
+    std::vector<abi::BlockTurns> block_turns;
+    std::vector<std::uint32_t> turns;
     std::int64_t tiles = 0, partial_tiles = 0;
 
     /// Of a block's longest part, in tiles, given those of all blocks.
     using Longest = std::function<std::int64_t(std::int64_t tiles)>;
     /// Rebuilds everything; keeps the vectors' memory. Long blocks are cut into parts: the keys of a prompt are seen by every
     /// response, and one block would still be at them when all else is done.
-    void build(const Pack& pack, std::int32_t block_keys, const Longest& longest);
+    void build(const Pack& pack, std::int32_t block_keys, const Longest& longest, bool by_rows = false);
+    /// For additions in a fixed order: how many come before each.
+    void number_turns();
 
     std::int64_t bytes() const {
         return static_cast<std::int64_t>(blocks.size() * sizeof(abi::KeyBlock) + spans.size() * sizeof(abi::RowSpan) +
-                                         runs.size() * sizeof(abi::KeyRun) + slots.size() * sizeof(abi::KeySlot));
+                                         runs.size() * sizeof(abi::KeyRun) + slots.size() * sizeof(abi::KeySlot) +
+                                         block_turns.size() * sizeof(abi::BlockTurns) + turns.size() * sizeof(turns[0]));
     }
 
 private:
@@ -40,10 +46,21 @@ private:
     void cover(std::int32_t whole_begin, std::int32_t whole_end);
     void emit(std::int32_t first_tile, std::int32_t end_tile, bool whole);
 
-    void cut(std::int64_t limit);
+    /// Of a block that is too long, given its index: where its parts end, in tiles.
+    using PartEnds = std::function<void(std::size_t block, std::vector<unsigned>& ends)>;
+    void cut(std::int64_t limit, const PartEnds& part_ends);
 
+    // --- by rows (backward_order.cpp)
+    void order_by_rows(std::int64_t limit);
+    void choose_row_cuts(std::int64_t limit);
+    void end_at_row_cuts(std::size_t block, std::int64_t limit, std::vector<unsigned>& ends) const;
+
+    std::int64_t row_tiles_ = 0;
     std::vector<Piece> pieces_;
     std::vector<abi::KeyBlock> unsorted_;
+    std::vector<std::int32_t> row_cuts_;   // row tiles at which long blocks are cut, ascending
+    std::vector<std::int32_t> crossings_;  // short blocks with rows on both sides of a row tile's beginning
+    std::vector<unsigned> ends_;
     std::vector<std::uint32_t> counts_;
 };
 

@@ -3,8 +3,8 @@
 
 #include <algorithm>
 
-#include "attention/backward_layout.h"
 #include "base/error.h"
+#include "plan/backward_tiles.h"
 #include "plan/packed_plan.h"
 #include "plan/packed_tiles.h"
 
@@ -16,30 +16,99 @@ namespace {
 /// beginning and end save; where even that cuts all blocks, twelve items a multiprocessor are enough. Not so of a pack with arrays:
 /// what they leave of these tiles is not known, and one block that they leave whole must not outlast the others.
 std::int64_t longest_part(std::int64_t tiles, const PackedProblem& problem, int sms, bool arrays) {
-    constexpr std::int64_t kGoodSteps = 333;
+    // What a part costs beyond its tiles, K and V once more and fp32 additions of dK and dV, is about two of them.
+    constexpr std::int64_t kGoodSteps = 333, kLeastTiles = 24;
     const std::int64_t group = problem.q_heads / problem.kv_heads, steps = tiles * problem.q_heads / sms;
-    const std::int64_t limit = std::max(std::min(steps / 6, kGoodSteps), arrays ? 0 : steps / 12);
-    return limit / group;
+    if (arrays) return std::min(steps / 6, kGoodSteps) / group;
+    const std::int64_t limit = std::max(std::min(steps / 6, kGoodSteps), steps / 12);
+    return std::max(limit / group, kLeastTiles);
+}
+
+/// How a pass by rows is laid out: KV heads that are worked on together, and steps of an item.
+struct RowLayout {
+    std::int32_t section = 1;
+    std::int64_t least_steps, most_steps;
+};
+/// The more heads, the fewer blocks at work add to the same tiles of dQ, and wait for each other where order counts. But what they
+/// work on, tiles of dQ with their Q and dO, is to stay in L2 until the last one has added. Items are shorter than longest first
+/// has them, because short ones are not kept for the end; below 48 steps beginning and end cost too much.
+RowLayout lay_out_rows(const PackedProblem& problem) {
+    constexpr std::int64_t kResidentBytes = 24 << 20, kMostSteps = 96;
+    const std::int32_t group = problem.q_heads / problem.kv_heads;
+    const std::int64_t tile_bytes = abi::kRowTile * (2 * problem.head_dim_v + 6 * problem.head_dim);
+    const bool many = group <= 2 || tile_bytes * 8 * kMostSteps <= kResidentBytes;
+    RowLayout layout;
+    for (std::int32_t next = 1; next <= (many ? 8 : 4); ++next)
+        if (problem.kv_heads % next == 0) layout.section = next;
+    layout.least_steps = group <= 2 ? 48 : 64;
+    layout.most_steps = std::clamp(kResidentBytes / (tile_bytes * layout.section), layout.least_steps, kMostSteps);
+    return layout;
+}
+std::int64_t longest_part_by_rows(std::int64_t tiles, const PackedProblem& problem, int sms) {
+    const RowLayout layout = lay_out_rows(problem);
+    const std::int64_t group = problem.q_heads / problem.kv_heads, steps = tiles * problem.q_heads / sms;
+    return std::max<std::int64_t>(1, std::clamp(steps / 24, layout.least_steps, layout.most_steps) / group);
+}
+
+/// Of a list of longest first: whether most of its work is on short blocks, which come by length, each time over rows that L2 has
+/// long given up. (A long one's parts lie side by side, and so do those of its neighbours.)
+bool goes_through_dram(const BackwardList& list, std::int64_t head_bytes) {
+    constexpr std::int64_t kL2Bytes = 50 << 20;
+    if (head_bytes < 2 * kL2Bytes) return false;
+    std::int64_t of_short = 0;
+    for (const abi::KeyBlock& block : list.blocks) of_short += block.slot == abi::KeyBlock::kNoSlot ? block.tiles : 0;
+    return of_short * 2 > list.tiles;
 }
 
 }  // namespace
 
-std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem& asked, const Pack& pack, const Limits& limits) {
+std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem& asked, const Pack& pack,
+                                                             const PackedBackwardOptions& options, const Limits& limits) {
     auto plan = std::make_unique<PackedBackwardPlan::Impl>();
+    if (options.deterministic && pack.dfs_arrays())
+        raise(
+            ErrorCode::kInvalidProblem,
+            "a deterministic backward pass was asked for over a pack with dfs_arrays: its order of additions is the plan's, and "
+            "which tiles the arrays leave is known on the device alone. Ask without `deterministic`, or give the trees as segments "
+            "(Pack::from_segments)");
     plan->problem = complete(asked);
+    plan->config = choose_backward_config(plan->problem, options.config, limits);
+    plan->options = options;
     plan->limits = limits;
     const PackedProblem& problem = plan->problem;
-    if (limits.target != "sm_90a" && limits.target != "host")
-        raise(ErrorCode::kUnsupportedDevice, "the backward pass over packs needs sm_90a (or host), the target is " + limits.target);
-    for (const int dim : {problem.head_dim, problem.head_dim_v}) {
-        if (dim != 64 && dim != 128)
-            raise(ErrorCode::kUnsupportedDevice,
-                  "the backward pass over packs has head dims 64 and 128, not " + std::to_string(dim));
-    }
-    plan->list.build(pack, static_cast<std::int32_t>(abi::kBackwardKeys),
-                     [&](std::int64_t tiles) { return longest_part(tiles, problem, limits.sms, pack.dfs_arrays()); });
+    if (options.deterministic && plan->config.mainloop != Mainloop::wgmma)
+        raise(ErrorCode::kUnsupportedDevice,
+              "a deterministic backward pass is made with mainloop wgmma alone (sm_90a, head dims 64 and 128); head dims " +
+                  std::to_string(problem.head_dim) + " and " + std::to_string(problem.head_dim_v) + " on " + limits.target +
+                  " take " + plan->config.to_string() + ". Ask without `deterministic`");
+    if (pack.dfs_arrays() && plan->config.mainloop != Mainloop::wgmma)
+        raise(
+            ErrorCode::kUnsupportedDevice,
+            "the backward pass over a pack with dfs_arrays is made with mainloop wgmma alone (sm_90a, head dims 64 and 128); head "
+            "dims " +
+                std::to_string(problem.head_dim) + " and " + std::to_string(problem.head_dim_v) + " on " + limits.target +
+                " take " + plan->config.to_string() + ". Give the trees as segments (Pack::from_segments)");
+    const int resident = limits.sms * plan->config.blocks;
+    const auto build = [&](bool by_rows) {
+        plan->list.build(
+            pack, plan->config.block_kv,
+            [&](std::int64_t tiles) {
+                return by_rows ? longest_part_by_rows(tiles, problem, resident)
+                               : longest_part(tiles, problem, resident, pack.dfs_arrays());
+            },
+            by_rows);
+    };
+    // What a KV head's blocks share in L2: Q, dO and the sums of dQ of its query heads.
+    const std::int64_t head_bytes =
+        pack.rows() * (problem.q_heads / problem.kv_heads) * (2 * problem.head_dim_v + 6 * problem.head_dim);
+    bool by_rows = options.deterministic;
+    build(by_rows);
+    // What comes of arrays is known on the device alone: neither which blocks are short nor which rows they share.
+    if (!by_rows && !pack.dfs_arrays() && goes_through_dram(plan->list, head_bytes)) build(by_rows = true);
+    if (options.deterministic) plan->list.number_turns();
     if (pack.dfs_arrays()) plan->arrays.build(pack, plan->list);
     PackedBackwardInfo& info = plan->info;
+    info.config = plan->config;
     info.rows = pack.rows();
     info.keys = pack.keys();
     info.visible_pairs = pack.visible_pairs();
@@ -48,13 +117,12 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
     info.blocks = static_cast<std::int64_t>(plan->list.blocks.size());
     info.list_bytes = plan->list.bytes() + plan->arrays.bytes();
     info.dfs_arrays = pack.dfs_arrays();
-    info.workspace_bytes = plan->kv_sums() * 4 + plan->row_tiles() * abi::kRowTile * problem.q_heads * (problem.head_dim + 2) * 4;
+    info.workspace_bytes =
+        (plan->kv_sums() + plan->arrivals()) * 4 + plan->row_tiles() * abi::kRowTile * problem.q_heads * (problem.head_dim + 2) * 4;
     info.flops = 5.0 * (problem.head_dim + problem.head_dim_v) * problem.q_heads * static_cast<double>(info.visible_pairs);
-    info.grid = static_cast<std::int32_t>(std::min<std::int64_t>(limits.sms, info.blocks * problem.kv_heads));  // parts counted
-    // What a KV head's blocks share in L2: Q, dO and the sums of dQ of its query heads.
-    const std::int64_t head_bytes =
-        info.rows * (problem.q_heads / problem.kv_heads) * (2 * problem.head_dim_v + 6 * problem.head_dim);
-    plan->section_heads = choose_section(problem.kv_heads, head_bytes, info.blocks, limits.sms * 3 / 2);
+    info.grid = static_cast<std::int32_t>(std::min<std::int64_t>(resident, info.blocks * problem.kv_heads));  // parts counted
+    plan->section_heads =
+        by_rows ? lay_out_rows(problem).section : choose_section(problem.kv_heads, head_bytes, info.blocks, resident * 3 / 2);
     return plan;
 }
 

@@ -13,6 +13,8 @@ namespace sapwood {
 /// Host side of a backward plan. `device` is what the engine keeps beside it.
 struct PackedBackwardPlan::Impl {
     PackedProblem problem;
+    PackedConfig config;
+    PackedBackwardOptions options;
     Limits limits;
     BackwardList list;
     ArrayList arrays;  // as in PackedPlan::Impl
@@ -23,13 +25,19 @@ struct PackedBackwardPlan::Impl {
 
     /// fp32 values in which dK and dV of blocks in several parts are added up.
     std::int64_t kv_sums() const {
-        return static_cast<std::int64_t>(list.slots.size()) * problem.kv_heads * static_cast<std::int64_t>(abi::kKeyTile) *
+        return static_cast<std::int64_t>(list.slots.size()) * problem.kv_heads * config.block_kv *
                (problem.head_dim + problem.head_dim_v);
+    }
+    /// Counters of a fixed order, 32-bit words behind them: of the tiles of dQ, then of those sums. A multiple of four.
+    std::int64_t arrivals() const {
+        const std::int64_t count = row_tiles() * problem.q_heads + static_cast<std::int64_t>(list.slots.size()) * problem.kv_heads;
+        return options.deterministic ? (count + 3) / 4 * 4 : 0;
     }
     std::int64_t row_tiles() const { return (info.rows + abi::kRowTile - 1) / abi::kRowTile; }
 };
 
 /// Throws kInvalidProblem, kUnsupportedDevice.
-std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem& problem, const Pack& pack, const Limits& limits);
+std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem& problem, const Pack& pack,
+                                                             const PackedBackwardOptions& options, const Limits& limits);
 
 }  // namespace sapwood

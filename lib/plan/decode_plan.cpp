@@ -143,13 +143,18 @@ DecodeProblem complete(const DecodeProblem& asked, const ForestOrder& order) {
 
 DecodeConfig choose_config(const DecodeProblem& problem, const ForestOrder& order, const DecodeConfig& asked,
                            const Limits& limits) {
+    const auto load = [&](const DecodeConfig& config) {
+        return row_load(order, cost_model(problem, config), split_input_of(problem, config, limits));
+    };
     const DecodeConfig config = choose_config(problem, asked, limits);
-    if (asked.mainloop != Mainloop::choose ||
-        !row_heavy(order, cost_model(problem, config), split_input_of(problem, config, limits)))
-        return config;
-    DecodeConfig warpgroups = asked;
-    warpgroups.mainloop = Mainloop::wgmma;
-    return find_config(problem, warpgroups, limits).value_or(config);
+    if (asked.mainloop != Mainloop::choose || !load(config).heavy()) return config;
+    DecodeConfig wanted = asked;
+    wanted.mainloop = Mainloop::wgmma;
+    const auto warpgroups = find_config(problem, wanted, limits);
+    if (!warpgroups) return config;
+    if (asked.block_kv != 0 || !load(*warpgroups).very_heavy()) return *warpgroups;
+    wanted.block_kv = 128;
+    return find_config(problem, wanted, limits).value_or(*warpgroups);
 }
 
 std::unique_ptr<DecodePlan::Impl> make_decode_plan(const DecodeProblem& asked_problem, const Forest& forest,

@@ -27,6 +27,8 @@ constexpr std::array kCandidates = {
     PackedConfig{.mainloop = Mainloop::mma, .warps = 4, .producers = 4, .block_kv = 32, .stages = 2, .blocks = 1},
 };
 
+}  // namespace
+
 PackedConfig merged(PackedConfig asked, const PackedConfig& candidate) {
     const auto take = [](auto& field, auto value) {
         if (field == decltype(value){}) field = value;
@@ -39,8 +41,6 @@ PackedConfig merged(PackedConfig asked, const PackedConfig& candidate) {
     take(asked.blocks, candidate.blocks);
     return asked;
 }
-
-}  // namespace
 
 std::string PackedConfig::to_string() const {
     return std::string(mainloop_name(mainloop)) + " warps " + number(warps) + " producers " + number(producers) + " block_kv " +

@@ -13,6 +13,9 @@ namespace sapwood {
 /// Throws kInvalidProblem unless the shapes fit together; returns the problem with its defaults filled in.
 PackedProblem complete(const PackedProblem& problem);
 
+/// `asked`, what it leaves open taken from `candidate`.
+PackedConfig merged(PackedConfig asked, const PackedConfig& candidate);
+
 abi::PackedShape shape_of(const PackedProblem& problem, const PackedConfig& config);
 
 /// Why this configuration cannot run on this device, with numbers; empty if it can.

@@ -52,11 +52,9 @@ ChunkCost chunk_cost(const CostModel& model, const SplitInput& input) {
     return cost;
 }
 
-bool row_heavy(const ForestOrder& order, const CostModel& model, const SplitInput& input) {
-    constexpr double kRowsAnSm = 48, kTilesAnSm = 16, kArithmeticToLoads = 0.25;
-    const double rows = static_cast<double>(order.requests.size()) * input.group * input.kv_heads;
+RowLoad row_load(const ForestOrder& order, const CostModel& model, const SplitInput& input) {
     const ChunkCost cost = chunk_cost(model, input);
-    double loads = 0, arithmetic = 0, tiles = 0;  // of 64 rows and block_kv keys
+    double loads = 0, arithmetic = 0, tiles = 0;
     for (const ForestOrder::Entry& entry : order.entries) {
         const double chunks = static_cast<double>(entry.padded) / abi::kChunkTokens;
         const std::int32_t units =
@@ -66,9 +64,21 @@ bool row_heavy(const ForestOrder& order, const CostModel& model, const SplitInpu
         const std::int32_t blocks = ((entry.request_end - entry.request_begin) * input.group + 63) / 64;
         tiles += chunks * abi::kChunkTokens / input.block_kv * blocks * input.kv_heads;
     }
+    const double rows = static_cast<double>(order.requests.size()) * input.group * input.kv_heads;
+    return {.rows = rows / input.sms, .tiles = tiles / input.sms, .arithmetic_to_loads = loads > 0 ? arithmetic / loads : 0};
+}
+
+bool RowLoad::heavy() const {
+    constexpr double kRows = 48, kTiles = 16, kArithmeticToLoads = 0.25;
     // Few rows over many keys fill the chip as well, each SM with a part of the keys.
-    if (rows < kRowsAnSm * input.sms && tiles < kTilesAnSm * input.sms) return false;
-    return arithmetic > kArithmeticToLoads * loads;
+    return (rows >= kRows || tiles >= kTiles) && arithmetic_to_loads > kArithmeticToLoads;
+}
+
+bool RowLoad::very_heavy() const {
+    // Arithmetic is the limit however well it is done; near the limit only work that is long enough gains by longer tiles (8 x 8k
+    // keys, 256 rows: 138 to 129 us; 1 x 8k: 32 to 34).
+    constexpr double kArithmeticToLoads = 2.0, kNear = 1.25, kTiles = 200;
+    return arithmetic_to_loads > kArithmeticToLoads || (arithmetic_to_loads > kNear && tiles > kTiles);
 }
 
 Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel& model, const SplitInput& input) {
@@ -76,10 +86,14 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
     sizes.reserve(cover.blocks.size());
     const ChunkCost cost = chunk_cost(model, input);
     double all = 0, longest = 0;
+    const ForestOrder::Entry* path = nullptr;  // of the blocks from path_begin on
+    std::size_t path_begin = 0;
     for (const Block& block : cover.blocks) {
         BlockSize size;
+        const ForestOrder::Entry* longest_shared = nullptr;
         each_entry(order, block, [&](const ForestOrder::Entry& entry) {
             const std::int64_t own = entry.padded / abi::kChunkTokens;
+            if (entry.side_by_side && (longest_shared == nullptr || entry.padded > longest_shared->padded)) longest_shared = &entry;
             size.chunks += own;
             size.crowded += static_cast<double>(own) * cost(entry, block, 1.0);
             size.alone += static_cast<double>(own) * cost(entry, block, kAlone);
@@ -90,7 +104,15 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
         size.tiles = std::max<std::int64_t>(1, (size.chunks + in_tile - 1) / in_tile);
         size.requests = block.request_end - block.request_begin;
         size.seen /= static_cast<double>(size.chunks > 0 ? size.chunks : 1);
+        size.paced = size.crowded;
+        if (longest_shared != path || path == nullptr) path_begin = sizes.size();
+        path = longest_shared;
         sizes.push_back(size);
+        // Cut alike, they pass the same keys at the same time, and all but one find them in L2.
+        for (std::size_t i = path_begin; i < sizes.size(); ++i) {
+            const double slowest = std::max(sizes[i].paced, size.paced);
+            sizes[i].paced = sizes.back().paced = slowest;
+        }
         all += size.crowded;
         longest = std::max(longest, size.crowded);
     }
@@ -98,7 +120,7 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
     const double microsecond = kBytesPerMicrosecond / workers;
     const auto items_at = [&](double item_cost) {
         std::int64_t items = 0;
-        for (const BlockSize& size : sizes) items += pieces_of(size.crowded, item_cost, size.tiles);
+        for (const BlockSize& size : sizes) items += pieces_of(size.paced, item_cost, size.tiles);
         return items;
     };
     Split best;
@@ -120,7 +142,7 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
         tried = pieces;
         double items = 0, parts = 0, work = 0, slowest_alone = 0;
         for (const BlockSize& size : sizes) {
-            const double count = static_cast<double>(pieces_of(size.crowded, length, size.tiles));
+            const double count = static_cast<double>(pieces_of(size.paced, length, size.tiles));
             items += count;
             // Each item has partial rows for the requests that see something in it: a request is in as many items as its keys
             // touch.

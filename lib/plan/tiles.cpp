@@ -24,6 +24,9 @@ int registers_a_thread(const DecodeConfig& config, const Limits& limits) {
 
 /// Accumulators, query fragments, scores of two chunks, and addressing, from the compiler's reports of the shipped shapes.
 int registers_needed(const abi::DecodeShape& shape) {
+    // Accumulators, a tile's scores, the weights of the one before.
+    if (abi::decode_query_shared(shape))
+        return static_cast<int>(shape.head_dim_v / 2 + shape.block_kv / 2 + shape.block_kv / 4) + 40;
     const int query = abi::decode_query_in_registers(shape) ? static_cast<int>(shape.head_dim) / 4 : 8;
     return static_cast<int>(shape.head_dim_v) / 2 + query + 76;
 }
@@ -31,7 +34,8 @@ int registers_needed(const abi::DecodeShape& shape) {
 /// What compute warps get on top where copy warps can hand registers over (templates/attention/decode_traits.h).
 int registers_moved(const DecodeConfig& config, const Limits& limits) {
     const bool can = limits.sm >= 90 && limits.sm < 110;
-    return can && config.warps == 8 && config.producers == 4 && config.blocks == 1 ? 24 : 0;
+    if (!can || config.warps != 8 || config.producers != 4 || config.blocks != 1) return 0;
+    return config.mainloop == Mainloop::wgmma && config.block_kv == 128 ? 48 : 24;
 }
 
 }  // namespace
@@ -74,7 +78,8 @@ abi::DecodeShape shape_of(const DecodeProblem& problem, const DecodeConfig& conf
             .block_kv = static_cast<unsigned>(config.block_kv),
             .stages = static_cast<unsigned>(config.stages),
             .mask = problem.mask,
-            .kv_bytes = static_cast<unsigned>(kv_dtype_bytes(problem.kv_dtype, problem.dtype))};
+            .kv_bytes = static_cast<unsigned>(kv_dtype_bytes(problem.kv_dtype, problem.dtype)),
+            .mainloop = config.mainloop == Mainloop::wgmma ? abi::Mainloop::wgmma : abi::Mainloop::mma};
 }
 
 RegisterEstimate register_estimate(const DecodeProblem& problem, const DecodeConfig& config, const Limits& limits) {
@@ -98,7 +103,7 @@ std::string why_illegal(const DecodeProblem& problem, const DecodeConfig& config
     if (config.mainloop != Mainloop::mma && config.mainloop != Mainloop::wgmma)
         return "mainloop " + std::to_string(static_cast<int>(config.mainloop)) + " is not mma (1) or wgmma (2)";
     if (config.mainloop == Mainloop::wgmma) {
-        // The products of templates/attention/decode_warpgroup_products.h: two warpgroups, 64 keys, Q in registers.
+        // The products of templates/attention/decode_warpgroup_products.h: two warpgroups; 64 keys or 128.
         if (limits.sm != 90) return "mainloop wgmma needs SM 9.0; " + limits.target + " has mma";
         if (problem.kv_dtype != KvDType::as_q)
             return std::string("mainloop wgmma reads K and V from shared memory in Q's type; kv_dtype ") +
@@ -106,8 +111,8 @@ std::string why_illegal(const DecodeProblem& problem, const DecodeConfig& config
         if (!one_of(problem.head_dim, {64, 128}) || !one_of(problem.head_dim_v, {64, 128}))
             return "mainloop wgmma is made for head dims 64 and 128, not " + std::to_string(problem.head_dim) + "/" +
                    std::to_string(problem.head_dim_v);
-        if (config.warps != 8 || config.producers != 4 || config.block_kv != 64 || config.blocks != 1)
-            return "mainloop wgmma runs with warps 8, producers 4, block_kv 64, blocks 1, not " + config.to_string();
+        if (config.warps != 8 || config.producers != 4 || !one_of(config.block_kv, {64, 128}) || config.blocks != 1)
+            return "mainloop wgmma runs with warps 8, producers 4, block_kv 64 or 128, blocks 1, not " + config.to_string();
     }
     if (!one_of(config.warps, {4, 8})) return "warps " + std::to_string(config.warps) + " is not 4 or 8";
     if (!one_of(config.block_kv, {32, 64, 128})) return "block_kv " + std::to_string(config.block_kv) + " is not 32, 64 or 128";

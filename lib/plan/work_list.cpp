@@ -217,7 +217,7 @@ void WorkList::build(const ForestOrder& order, const Cover& cover, const CostMod
     // Room for all chunks, padding included, so that they are written in place.
     std::int64_t room_for = 0;
     for (const BlockSize& size : split.sizes) {
-        room_for += size.chunks + (pieces_of(size.crowded, split.item_cost, size.tiles) + 1) * in_tile;
+        room_for += size.chunks + (pieces_of(size.paced, split.item_cost, size.tiles) + 1) * in_tile;
     }
     chunks.resize(static_cast<std::size_t>(room_for));
     end_ = chunks.data();
@@ -227,7 +227,7 @@ void WorkList::build(const ForestOrder& order, const Cover& cover, const CostMod
     for (std::size_t b = 0; b < cover.blocks.size(); ++b) {
         const Block& block = cover.blocks[b];
         const BlockSize& size = split.sizes[b];
-        const std::int64_t pieces = pieces_of(size.crowded, split.item_cost, size.tiles);
+        const std::int64_t pieces = pieces_of(size.paced, split.item_cost, size.tiles);
         entries_of(order, block, entries);
         // Items of equal cost; each ends with a whole pair of chunks where it can, the last takes what is left.
         const double share = size.crowded / static_cast<double>(pieces);

@@ -16,6 +16,7 @@ namespace sapwood {
 struct BlockSize {
     std::int64_t chunks = 0, tiles = 1, requests = 0;
     double crowded = 0, alone = 0;  // cost of its chunks with all workers streaming, and with few
+    double paced = 0;               // crowded, or that of the slowest of neighbours that load the same keys at the same time
     double seen = 0;                // requests that see a chunk, on average
 };
 
@@ -48,9 +49,17 @@ ChunkCost chunk_cost(const CostModel& model, const SplitInput& input);
 /// Items that a block is cut into.
 std::int64_t pieces_of(double block_cost, double item_cost, std::int64_t tiles);
 
-/// Work for warpgroups: enough query rows for each SM to fill their 64, and more arithmetic than hides behind the loads with single
-/// warps. From the 45 FastTree cases on an H100: right by more than 2 % in all but three, which a tuned config can name.
-bool row_heavy(const ForestOrder& order, const CostModel& model, const SplitInput& input);
+/// What there is to do for each SM: query rows, tiles of 64 rows and block_kv keys, and the time of the arithmetic over that of the
+/// loads, as the configuration of `input` has it.
+struct RowLoad {
+    double rows = 0, tiles = 0, arithmetic_to_loads = 0;
+    /// Of single warps. Work for warpgroups: enough query rows to fill their 64, and more arithmetic than hides behind the loads.
+    /// From the 45 FastTree cases on an H100: right by more than 2 % in all but three, which a tuned config can name.
+    bool heavy() const;
+    /// Of warpgroups with 64 keys. Work for their tiles of 128 keys. From the row-heavy cases of spec.json on an H100.
+    bool very_heavy() const;
+};
+RowLoad row_load(const ForestOrder& order, const CostModel& model, const SplitInput& input);
 
 /// Chooses the item length for a cover: short items balance the blocks of the grid, long ones have fewer partial results.
 Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel& model, const SplitInput& input);

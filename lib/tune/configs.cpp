@@ -43,6 +43,7 @@ constexpr DecodeConfig kSm90[] = {
     {.mainloop = kMma, .warps = 8, .producers = 4, .block_kv = 64, .stages = 4, .blocks = 1},
     {.mainloop = kWgmma, .warps = 8, .producers = 4, .block_kv = 64, .blocks = 1},
     {.mainloop = kWgmma, .warps = 8, .producers = 4, .block_kv = 64, .stages = 4, .blocks = 1},
+    {.mainloop = kWgmma, .warps = 8, .producers = 4, .block_kv = 128, .blocks = 1},
     {.mainloop = kMma, .warps = 8, .producers = 4, .block_kv = 128, .blocks = 1},
     {.mainloop = kMma, .warps = 8, .producers = 2, .block_kv = 64, .blocks = 1},
     {.mainloop = kMma, .warps = 8, .producers = 2, .block_kv = 32, .blocks = 1},

@@ -4,7 +4,7 @@
 // Only dS goes through shared memory, for dQ, of which each warpgroup makes half of the columns. sm_90a.
 #pragma once
 
-#include "attention/backward_traits.h"
+#include "attention/backward_order.h"
 #include "attention/decode_epilogue.h"
 #include "isa/warpgroup.h"
 
@@ -26,27 +26,35 @@ struct BackwardProducts {
     RingPosition<Traits::kStages> at;
     RingPosition<1> sum;
     BackwardItem item{};
+    u32 keys = 0;  // shared address of K
 
     SAPWOOD_DEVICE BackwardProducts(const abi::BackwardParams& p, const BackwardShared<Traits>& s)
         : params(p), shared(s), score(p.scale_log2, p.softcap_log2), lane(lane_id()), warpgroup(warp_id() / 4) {}
 
     SAPWOOD_DEVICE void run() {
-        RingPosition<1> items;
-        for (;; items.advance()) {
-            shared.item_ring.wait_full(items);
-            item = shared.item();
+        RingPosition<Traits::kItems> items;
+        RingPosition<1> value;
+        for (;; items.advance(), value.advance()) {
+            shared.items.wait_full(items);
+            item = shared.item(items.stage);
             if (item.steps == BackwardItem::kStop) break;
+            keys = shared.key_tile(items.stage);
             clear(dk);
             clear(dv);
-            SAPWOOD_NO_UNROLL for (u32 i = 0; i < item.steps; ++i) step();
-            release(shared.item_ring.empty(0));
+            shared.values.wait_full(value);
+            if (item.steps == 0) release(shared.values.empty(0));
+            SAPWOOD_NO_UNROLL for (u32 left = item.steps; left > 0; --left) step(left == 1);
+            const u32 part = Traits::Order::kFixed ? shared.part(items.stage) : 0;
+            release(shared.items.empty(items.stage));
             if (item.slot() == abi::KeyBlock::kNoSlot) {
                 write(params.dk, dk, params.scale);
                 write(params.dv, dv, 1.0f);
             } else if (!Traits::kArrays || item.steps != 0) {
                 f32* sums = params.kv_sums + static_cast<u64>(item.slot() * params.kv_heads + item.kv_head) * kSumFloats;
+                if constexpr (Traits::Order::kFixed) wait_for_parts(part);
                 add(sums, dk);
                 add(sums + Traits::kKeys * Traits::kHeadDim, dv);
+                if constexpr (Traits::Order::kFixed) leave_part();
             }
         }
         shared.sums(warpgroup).wait_empty(sum);
@@ -63,7 +71,7 @@ private:
     /// This lane's first key within the item; the other is 8 behind.
     SAPWOOD_DEVICE u32 block_key() const { return warp_id() * 16 + lane / 4; }
 
-    SAPWOOD_DEVICE void step() {
+    SAPWOOD_DEVICE void step(bool last) {
         const u32 stage = at.stage;
         f32 s[kBlocks][4], ds[kBlocks][4];
         u32 p[kBlocks / 2][4], e[kBlocks / 2][4];
@@ -71,16 +79,17 @@ private:
         const u32 target =
             shared.header(stage).head * params.row_tiles + static_cast<u32>(shared.header(stage).begin) / Traits::kRows;
         wgmma_fence();
-        multiply<typename Traits::KTile, typename Traits::QTile, Traits::kHeadDim>(s, shared.address, shared.query(stage));
+        multiply<typename Traits::KTile, typename Traits::QTile, Traits::kHeadDim>(s, keys, shared.query(stage));
         shared.douts.wait_full(at);
         wgmma_fence();
-        multiply<typename Traits::VTile, typename Traits::DOutTile, Traits::kHeadDimV>(ds, shared.values(), shared.dout(stage));
+        multiply<typename Traits::VTile, typename Traits::DOutTile, Traits::kHeadDimV>(ds, shared.value_tile(), shared.dout(stage));
         wgmma_wait<1>();
         wgmma_settled(s);
         finish_scores(s, stage);
         if constexpr (!Traits::Score::kTransforms) weigh(s, stage);
         wgmma_wait<0>();
         wgmma_settled(ds);
+        if (last) release(shared.values.empty(0));
         differentiate(s, ds, stage);
         pack(p, s);
         pack(e, ds);
@@ -117,10 +126,10 @@ private:
         sum.advance();
     }
 
-    /// d (64 keys x 64 rows) = this warpgroup's rows of `keys` times `rows`.
+    /// d (64 keys x 64 rows) = this warpgroup's rows of `kept`, K or V, times `rows`.
     template <class KeyTile, class RowTile, u32 kDim>
-    SAPWOOD_DEVICE void multiply(f32 (&d)[kBlocks][4], u32 keys, u32 rows) const {
-        const u32 a = wgmma_panel(keys + warpgroup * 64 * KeyTile::kPitch), b = wgmma_panel(rows);
+    SAPWOOD_DEVICE void multiply(f32 (&d)[kBlocks][4], u32 kept, u32 rows) const {
+        const u32 a = wgmma_panel(kept + warpgroup * 64 * KeyTile::kPitch), b = wgmma_panel(rows);
         SAPWOOD_UNROLL for (u32 k = 0; k < kDim; k += 16) {
             wgmma_shared<Element, Traits::kRows>(d, wgmma_advance(a, k / 64 * KeyTile::kGroupStride + k % 64 * 2),
                                                  wgmma_advance(b, k / 64 * RowTile::kGroupStride + k % 64 * 2), k > 0);
@@ -141,7 +150,7 @@ private:
         using K = typename Traits::KTile;
         using DS = typename Traits::DScoreTile;
         const u32 column = warpgroup * kQColumns;
-        const u32 a = wgmma_panel(dscore), b = wgmma_panel(shared.address + column / 64 * K::kGroupStride + column % 64 * 2);
+        const u32 a = wgmma_panel(dscore), b = wgmma_panel(keys + column / 64 * K::kGroupStride + column % 64 * 2);
         SAPWOOD_UNROLL for (u32 k = 0; k < Traits::kKeys; k += 16) {
             wgmma_shared_transposed<Element, kQColumns>(d, wgmma_advance(a, k / 64 * DS::kGroupStride + k % 64 * 2),
                                                         wgmma_advance(b, k * K::kPitch), k > 0);
@@ -206,6 +215,17 @@ private:
             const u32 row = c * 16 + lane / 16 * 8 + lane % 8, column = warp_id() * 2 + lane / 8 % 2;
             stmatrix_x4_trans(tile + DS::offset(row, column), e[c]);
         }
+    }
+
+    SAPWOOD_DEVICE void wait_for_parts(u32 before) const {
+        const u32* arrivals = slot_arrivals(params, item.slot(), item.kv_head);
+        if (lane == 0)
+            while (load_acquire(arrivals) != before) {}
+        warp_sync();
+    }
+    SAPWOOD_DEVICE void leave_part() const {
+        named_sync(kPairBarrier, Traits::kComputeWarps * 32);
+        if (thread_id() == 0) atomic_add_release(slot_arrivals(params, item.slot(), item.kv_head), 1);
     }
 
     /// To what other parts of the same block have made. In the order of the threads, like dQ.

@@ -19,7 +19,8 @@ SAPWOOD_DEVICE void each_piece(u32 firsts, u32 seconds, u32 heads, u32 warps, co
 /// Eight rows of one head: row sums, and sums set to zero.
 template <class Config>
 SAPWOOD_DEVICE void prepare_rows(const abi::BackwardPrepareParams& params, u32 row_begin, u32 head) {
-    constexpr u32 kLanes = Config::kHeadDimV / 8;  // of a row, 16 bytes each
+    constexpr u32 kVectors = Config::kHeadDimV / 8;                       // of a row, 16 bytes each
+    constexpr u32 kLanes = kVectors <= 8 ? 8 : kVectors <= 16 ? 16 : 32;  // a power of two: lanes behind the vectors rest
     constexpr u32 kRowsAtOnce = 32 / kLanes, kSteps = 8 / kRowsAtOnce;
     const u32 lane = lane_id(), own = row_begin + lane / kLanes;
     const auto rows = static_cast<u32>(params.rows);
@@ -31,7 +32,7 @@ SAPWOOD_DEVICE void prepare_rows(const abi::BackwardPrepareParams& params, u32 r
                    static_cast<i64>(head) * t.head_stride + lane % kLanes * 16;
         };
         out[i] = dout[i] = {0, 0, 0, 0};
-        if (row < rows) {
+        if (row < rows && lane % kLanes < kVectors) {
             out[i] = load_readonly_16(at(params.out));
             dout[i] = load_readonly_16(at(params.dout));
         }
@@ -74,51 +75,51 @@ SAPWOOD_DEVICE void backward_prepare(const abi::BackwardPrepareParams& params) {
         store_16(params.kv_sums + i, 0, 0, 0, 0);
 }
 
-/// Rounds what one warp of `warps` held of a tile of wgmma accumulators, 16 rows: it lies by group of eight columns, thread, four
-/// registers. `row` is the first of the 16 in the tensor, of which `there` exist.
+/// Rounds what one warp of `warps` held of a tile of accumulators, 16 rows: it lies by group of eight columns, warp, and inside as
+/// add_accumulators leaves it. `row` is the first of the 16 in the tensor, of which `there` exist.
 template <class Element, u32 kColumns>
 SAPWOOD_DEVICE void finish_accumulators(const f32* held, u32 warps, const abi::Tensor& tensor, i64 row, i32 there, u32 head,
                                         u32 first_column, f32 scale) {
     const u32 lane = lane_id();
     u8* to = static_cast<u8*>(tensor.data) + static_cast<i64>(head) * tensor.head_stride + first_column * 2 + lane % 4 * 16;
     SAPWOOD_NO_UNROLL for (u32 i = 0; i < kColumns / 8; i += 4) {  // few registers: the more warps, the more in flight
-        U32x4 d[4];
-        SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) d[j] = load_readonly_16(held + ((i + j) * warps * 32 + lane) * 4);
+        f32 d[4][4];
+        SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) load_accumulators(held + (i + j) * warps * 128, d[j]);
         SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
             const i32 in_piece = static_cast<i32>(lane / 4 + h * 8);
             u32 x[4];
-            SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) x[j] =
-                pack2<Element>(bits_f32(h == 0 ? d[j].x : d[j].z) * scale, bits_f32(h == 0 ? d[j].y : d[j].w) * scale);
+            SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) x[j] = pack2<Element>(d[j][h * 2] * scale, d[j][h * 2 + 1] * scale);
             quad_transpose(x);
             if (in_piece < there) store_16(to + (row + in_piece) * tensor.token_stride + i * 16, x[0], x[1], x[2], x[3]);
         }
     }
 }
 
-/// dQ by row tile and warpgroup, which held half of the columns; dK and dV by slot and KV head.
+/// dQ by row tile, 16 rows and, where they are many, half of the columns; dK and dV by slot and KV head.
 template <class Config>
 SAPWOOD_DEVICE void backward_finish(const abi::BackwardFinishParams& params) {
     using Element = typename Config::Element;
     let_later_kernels_start();
     wait_for_earlier_kernels();
-    constexpr u32 kHalf = Config::kHeadDim / 2;
-    each_piece(params.row_tiles, 8, params.q_heads, Config::kWarps, [&](u32 tile, u32 piece, u32 head) {
-        const u32 warpgroup = piece / 4, warp = piece % 4;
+    constexpr u32 kParts = Config::kHeadDim % 64 == 0 ? 2 : 1, kColumns = Config::kHeadDim / kParts;
+    each_piece(params.row_tiles, 4 * kParts, params.q_heads, Config::kWarps, [&](u32 tile, u32 piece, u32 head) {
+        const u32 part = piece / 4, warp = piece % 4;
         const f32* held = params.dq_sums + (static_cast<u64>(head) * params.row_tiles + tile) * abi::kRowTile * Config::kHeadDim +
-                          warpgroup * abi::kRowTile * kHalf + warp * 128;
+                          part * abi::kRowTile * kColumns + warp * 128;
         const i64 row = static_cast<i64>(tile) * abi::kRowTile + warp * 16;
-        finish_accumulators<Element, kHalf>(held, 4, params.dq, row, params.rows - static_cast<i32>(row), head, warpgroup * kHalf,
-                                            params.scale);
+        finish_accumulators<Element, kColumns>(held, 4, params.dq, row, params.rows - static_cast<i32>(row), head, part * kColumns,
+                                               params.scale);
     });
-    each_piece(params.slots, 8, params.kv_heads, Config::kWarps, [&](u32 slot, u32 warp, u32 head) {
+    constexpr u32 kKeys = Config::kBlockKv;
+    each_piece(params.slots, kKeys / 16, params.kv_heads, Config::kWarps, [&](u32 slot, u32 warp, u32 head) {
         const u64 words = load_readonly_8(params.key_slots + slot);
         const f32* held = params.kv_sums +
-                          static_cast<u64>(slot * params.kv_heads + head) * abi::kKeyTile * (Config::kHeadDim + Config::kHeadDimV) +
+                          static_cast<u64>(slot * params.kv_heads + head) * kKeys * (Config::kHeadDim + Config::kHeadDimV) +
                           warp * 128;
         const i64 row = static_cast<i64>(static_cast<u32>(words)) + warp * 16;
         const i32 there = static_cast<i32>(static_cast<u32>(words >> 32)) - static_cast<i32>(warp * 16);
-        finish_accumulators<Element, Config::kHeadDim>(held, 8, params.dk, row, there, head, 0, params.scale);
-        finish_accumulators<Element, Config::kHeadDimV>(held + abi::kKeyTile * Config::kHeadDim, 8, params.dv, row, there, head, 0,
+        finish_accumulators<Element, Config::kHeadDim>(held, kKeys / 16, params.dk, row, there, head, 0, params.scale);
+        finish_accumulators<Element, Config::kHeadDimV>(held + kKeys * Config::kHeadDim, kKeys / 16, params.dv, row, there, head, 0,
                                                         1.0f);
     });
 }

@@ -14,10 +14,11 @@ template <class Config>
 struct BackwardTraits : Config {
     static constexpr abi::BackwardShape kShape = {Config::kHeadDim, Config::kHeadDimV};
     static constexpr u32 kKeys = abi::kBackwardKeys, kRows = abi::kRowTile, kStages = abi::kBackwardStages;
+    static constexpr u32 kItems = abi::kBackwardItems;
     static constexpr u32 kComputeWarps = 8;
-    // 40 + 2 * 232 = the 3 * 168 of the launch.
-    static constexpr u32 kProducerRegisters = 40;
-    static constexpr u32 kConsumerRegisters = 232;
+    // 56 + 2 * 224 = the 3 * 168 of the launch.
+    static constexpr u32 kProducerRegisters = 56;
+    static constexpr u32 kConsumerRegisters = 224;
 
     using KTile = Panels<Config::kHeadDim / 8, kKeys>;
     using VTile = Panels<Config::kHeadDimV / 8, kKeys>;
@@ -30,7 +31,7 @@ struct BackwardTraits : Config {
     static constexpr u32 kDScoreBytes = kRows * kKeys * 2;
     static constexpr u32 kSumBytes = kRows * Config::kHeadDim * 4 / 2;  // dQ of one warpgroup: half of the columns
 
-    static constexpr u32 kValues = kKeyBytes;  // K comes first
+    static constexpr u32 kValues = kItems * kKeyBytes;  // K comes first
     static constexpr u32 kQueries = kValues + kValueBytes;
     static constexpr u32 kDOuts = kQueries + kStages * kQueryBytes;
     static constexpr u32 kDScores = kDOuts + kStages * kDOutBytes;
@@ -44,7 +45,7 @@ struct BackwardTraits : Config {
     static_assert(kBarriers + abi::align_up(abi::backward_barriers() * 8, 16) == abi::backward_shared_bytes(kShape));
 };
 
-/// What the compute warps work on next; comes with K and V.
+/// What the compute warps work on next; comes with K.
 struct alignas(16) BackwardItem {
     i32 key_begin;
     u32 keys_slot;  // abi::KeyBlock::keys, and slot in the high half
@@ -59,20 +60,25 @@ template <class Traits>
 struct BackwardShared {
     u8* base;
     u32 address;
-    Ring<1> item_ring;  // K, V and the item
+    Ring<Traits::kItems> items;  // K and the item
+    Ring<1> values;
     Ring<Traits::kStages> queries, douts;
+    Ring<1> turns;  // in a fixed order: that of the next tile of dQ has come
 
     SAPWOOD_DEVICE BackwardShared()
         : base(shared_memory()),
           address(shared_address(base)),
-          item_ring{address + Traits::kBarriers},
-          queries{address + Traits::kBarriers + 16},
-          douts{address + Traits::kBarriers + 16 + Traits::kStages * 16} {}
+          items{address + Traits::kBarriers},
+          values{address + Traits::kBarriers + Traits::kItems * 16},
+          queries{address + Traits::kBarriers + Traits::kItems * 16 + 16},
+          douts{address + Traits::kBarriers + Traits::kItems * 16 + 16 + Traits::kStages * 16},
+          turns{address + Traits::kBarriers + Traits::kItems * 16 + 48 + Traits::kStages * 32} {}
     /// dQ of a warpgroup, on its way out.
     SAPWOOD_DEVICE Ring<1> sums(u32 warpgroup) const {
-        return {address + Traits::kBarriers + 16 + Traits::kStages * 32 + warpgroup * 16};
+        return {address + Traits::kBarriers + Traits::kItems * 16 + 16 + Traits::kStages * 32 + warpgroup * 16};
     }
-    SAPWOOD_DEVICE u32 values() const { return address + Traits::kValues; }
+    SAPWOOD_DEVICE u32 key_tile(u32 slot) const { return address + slot * Traits::kKeyBytes; }
+    SAPWOOD_DEVICE u32 value_tile() const { return address + Traits::kValues; }
     SAPWOOD_DEVICE u32 query(u32 stage) const { return address + Traits::kQueries + stage * Traits::kQueryBytes; }
     SAPWOOD_DEVICE u32 dout(u32 stage) const { return address + Traits::kDOuts + stage * Traits::kDOutBytes; }
     SAPWOOD_DEVICE u32 dscore(u32 stage) const { return address + Traits::kDScores + stage * Traits::kDScoreBytes; }
@@ -89,10 +95,23 @@ struct BackwardShared {
     SAPWOOD_DEVICE TileHeader& header(u32 stage) const {
         return *reinterpret_cast<TileHeader*>(base + Traits::kHeaders + stage * abi::kPackedHeaderBytes);
     }
-    SAPWOOD_DEVICE BackwardItem& item() const { return *reinterpret_cast<BackwardItem*>(base + Traits::kItem); }
+    /// In a fixed order: where the tile's turn is. Behind the header's words.
+    SAPWOOD_DEVICE u32& turn(u32 stage) const {
+        static_assert(sizeof(TileHeader) + sizeof(u32) <= abi::kPackedHeaderBytes);
+        return *reinterpret_cast<u32*>(base + Traits::kHeaders + stage * abi::kPackedHeaderBytes + sizeof(TileHeader));
+    }
+    SAPWOOD_DEVICE BackwardItem& item(u32 slot) const {
+        static_assert(Traits::kItems * kItemPitch <= abi::kPackedItemBytes && sizeof(BackwardItem) + sizeof(u32) <= kItemPitch);
+        return *reinterpret_cast<BackwardItem*>(base + Traits::kItem + slot * kItemPitch);
+    }
+    /// In a fixed order: parts of the item's block before it. Behind the item's words.
+    SAPWOOD_DEVICE u32& part(u32 slot) const {
+        return *reinterpret_cast<u32*>(base + Traits::kItem + slot * kItemPitch + sizeof(BackwardItem));
+    }
     /// Which of the dq_sums' tiles a warpgroup's sums belong to; kNoTarget: there are no more.
     SAPWOOD_DEVICE u32& target(u32 warpgroup) const { return reinterpret_cast<u32*>(base + Traits::kTargets)[warpgroup]; }
     static constexpr u32 kNoTarget = ~0u;
+    static constexpr u32 kItemPitch = 32;
 };
 
 }  // namespace sapwood::kernel

@@ -6,14 +6,12 @@
 
 #include "attention/decode_merge.h"
 #include "attention/decode_producer.h"
-#include "attention/decode_warp_products.h"
-#include "attention/decode_warpgroup_products.h"
 
 namespace sapwood::kernel {
 
 template <class Traits>
 struct DecodeConsumer {
-    using Products = typename Select<Traits::kWarpgroups, WarpgroupProducts<Traits>, WarpProducts<Traits>>::Type;
+    using Products = typename Traits::template Products<Traits>;
 
     const abi::DecodeParams& params;
     const DecodeShared<Traits>& shared;
@@ -27,7 +25,9 @@ struct DecodeConsumer {
 
     SAPWOOD_DEVICE DecodeConsumer(const abi::DecodeParams& p, const DecodeShared<Traits>& s) : params(p), shared(s), rows(p, s) {}
 
+    /// Of a stage that was read, and perhaps written, by other means than products.
     SAPWOOD_DEVICE void release() {
+        rows.before_copies();
         rows.release(at.stage);
         at.advance();
     }
@@ -48,12 +48,17 @@ struct DecodeConsumer {
         const u32 v_scale = Traits::KvElement::kScaled ? header->merges : 0;
         if (lane_id() == 0) shared.note(warp) = {item.request_begin, all.rows, header->kv_head, v_scale};
         if constexpr (kTargetsEarly) targets.find(params, item.request_begin, all.rows, rows.row_block);
+        if constexpr (Traits::kMask && !Traits::kMasksStaged) {
+            SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) rows.masks[h] =
+                params.masks + static_cast<u64>(targets.entry[h].request) * params.mask_words;
+        }
         rows.take_query(at.stage);
         rows.state.clear();
     }
 
     SAPWOOD_DEVICE void run() {
         u32 finished = 0;
+        rows.begin();
         for (;; ++finished) {
             shared.ring.wait_full(at);
             if (shared.header(at.stage)->kind == static_cast<u32>(abi::StageKind::stop)) break;
@@ -76,13 +81,14 @@ struct DecodeConsumer {
             if constexpr (!kTargetsEarly) targets.find(params, note.request_begin, note.rows, rows.row_block);
             write_rows<Traits>(params, targets, note, rows.state, rows.row_block);
         }
+        rows.end();
         const StageHeader* last = shared.header(at.stage);
         merge_partials<Traits>(params, finished, last->items, last->merges);
     }
 };
 
 template <class Config>
-SAPWOOD_DEVICE void decode(const abi::DecodeParams& params) {
+SAPWOOD_DEVICE void decode(const typename Config::Params& params) {
     using Traits = DecodeTraits<Config>;
     const DecodeShared<Traits> shared;
     if (thread_id() == 0) {

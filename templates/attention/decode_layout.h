@@ -17,13 +17,18 @@ struct DecodeShape {
     unsigned head_dim, head_dim_v, group, warps, producers, block_kv, stages;
     bool mask;
     unsigned kv_bytes = 2;  // of an element of K and V
+    Mainloop mainloop = Mainloop::mma;
 };
 
 constexpr unsigned align_up(unsigned value, unsigned to) { return (value + to - 1) / to * to; }
 constexpr unsigned max_unsigned(unsigned a, unsigned b) { return a > b ? a : b; }
 
 constexpr unsigned decode_block_q(const DecodeShape& s) { return s.warps * 16; }
-constexpr bool decode_query_in_registers(const DecodeShape& s) { return s.head_dim <= 128; }
+/// Warpgroups with twice the keys a tile: their scores take the registers that Q would have, and Q stays in shared memory.
+constexpr bool decode_query_shared(const DecodeShape& s) { return s.mainloop == Mainloop::wgmma && s.block_kv == 128; }
+constexpr bool decode_query_in_registers(const DecodeShape& s) { return s.head_dim <= 128 && !decode_query_shared(s); }
+/// Mask words come with their tile, unless Q and the tiles leave them no room: then the rows that need them read them.
+constexpr bool decode_masks_staged(const DecodeShape& s) { return s.mask && !decode_query_shared(s); }
 
 /// Requests of an item, at most.
 constexpr unsigned decode_requests(const DecodeShape& s) { return decode_block_q(s) / s.group; }
@@ -32,7 +37,7 @@ constexpr unsigned decode_chunk_bytes(const DecodeShape& s) {
 }
 /// One word a chunk and request: which of its tokens, or of the 32 that it is half of, the request sees.
 constexpr unsigned decode_mask_bytes(const DecodeShape& s) {
-    return s.mask ? s.block_kv / kChunkTokens * decode_requests(s) * 4 : 0;
+    return decode_masks_staged(s) ? s.block_kv / kChunkTokens * decode_requests(s) * 4 : 0;
 }
 /// Header of a stage: kind, KV head, the item, then the chunks of a tile and their masks or, of a scratch stage, row maxima and
 /// sums.

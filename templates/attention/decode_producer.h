@@ -29,6 +29,7 @@ SAPWOOD_DEVICE void leave(const abi::DecodeParams& params) {
 
 template <class Traits>
 struct DecodeProducer {
+    using Chunks = typename Traits::template Products<Traits>::Chunks;
     static constexpr u32 kThreads = Traits::kProducers * 32;
     static constexpr u32 kTokens = Traits::kBlockKv / Traits::kProducers;  // of a tile, for each copy warp
     static constexpr u32 kOwnChunks = kTokens / abi::kChunkTokens;
@@ -40,14 +41,14 @@ struct DecodeProducer {
     static constexpr u32 kCopyBarrier = 2;
     static_assert(kTokens == 16 || kTokens == 32, "a copy warp looks up one token a lane");
 
-    const abi::DecodeParams& params;
+    const typename Traits::Params& params;
     const DecodeShared<Traits>& shared;
     const u32 warp, lane;
     RingPosition<Traits::kStages> at;
     U32x4 header{};
     abi::Item item{};
 
-    SAPWOOD_DEVICE DecodeProducer(const abi::DecodeParams& p, const DecodeShared<Traits>& s)
+    SAPWOOD_DEVICE DecodeProducer(const typename Traits::Params& p, const DecodeShared<Traits>& s)
         : params(p), shared(s), warp(warp_id() - Traits::kWarps), lane(lane_id()) {}
 
     /// The stage's full barrier counts every copy thread twice: its copies have landed, and its header words are written.
@@ -141,14 +142,14 @@ struct DecodeProducer {
         return Traits::KvSource::row(params.page_table, position);
     }
 
-    SAPWOOD_DEVICE void send_tile(u32 words, u32 own_row, u32 first_request, const u8* k, const u8* v) {
+    SAPWOOD_DEVICE void send_tile(u32 words, u32 own_row, u32 first_request, u32 kv_head, const u8* k, const u8* v) {
         shared.ring.wait_empty(at);
         if (lane < kTokens && lane % 16 < 4) {
             u32* chunk = reinterpret_cast<u32*>(shared.chunks(at.stage) + warp * kOwnChunks + lane / 16);
             chunk[lane % 16] = words;
         }
         write_header(abi::StageKind::tile);
-        if constexpr (Traits::kMask) send_masks(words, first_request);
+        if constexpr (Traits::kMasksStaged) send_masks(words, first_request);
         const u32 k_stage = shared.stage(at.stage) + warp * kTokens * Traits::KTile::kPitch;
         const u32 v_stage = shared.stage(at.stage) + Traits::kKTileBytes + warp * kTokens * Traits::VTile::kPitch;
         SAPWOOD_UNROLL for (u32 c = 0; c < kOwnChunks; ++c) {
@@ -156,6 +157,7 @@ struct DecodeProducer {
             // Padding: warps do not read it; a warpgroup multiplies whole tiles, and what lies there must not be NaN.
             if (!Traits::kWarpgroups && tokens == 0) continue;
             if (tokens == abi::kChunkTokens) {
+                if (Chunks::fetch(params, shared.ring.full(at.stage), k_stage, v_stage, c, own_row, kv_head)) continue;
                 copy_chunk<true>(k_stage, v_stage, c, own_row, k, v);
             } else {
                 copy_chunk<false>(k_stage, v_stage, c, own_row, k, v);
@@ -229,13 +231,13 @@ struct DecodeProducer {
     struct Beginning {
         u32 chunk[2 * kAhead];
         QueryRows query;
-        u32 first_request;  // of a kernel with masks
+        u32 first_request;  // of a kernel that copies masks
     };
     SAPWOOD_DEVICE Beginning find_beginning() const {
         Beginning found;
         SAPWOOD_UNROLL for (u32 i = 0; i < 2 * kAhead; ++i) found.chunk[i] = load_chunk(i);
         found.query = find_query();
-        found.first_request = Traits::kMask ? request_at(0) : 0;
+        found.first_request = Traits::kMasksStaged ? request_at(0) : 0;
         return found;
     }
 
@@ -255,7 +257,7 @@ struct DecodeProducer {
             if (tile < item.tiles) {
                 const u32 after = load_chunk(tile + 2 * kAhead);
                 const u32 row_after = find_row(chunk[kAhead]);
-                send_tile(chunk[0], row[0], beginning.first_request, k, v);
+                send_tile(chunk[0], row[0], beginning.first_request, kv_head, k, v);
                 SAPWOOD_UNROLL for (u32 i = 0; i + 1 < 2 * kAhead; ++i) chunk[i] = chunk[i + 1];
                 SAPWOOD_UNROLL for (u32 i = 0; i + 1 < kAhead; ++i) row[i] = row[i + 1];
                 chunk[2 * kAhead - 1] = after;

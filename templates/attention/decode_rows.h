@@ -31,7 +31,9 @@ struct DecodeRows {
     // Of the item: this warp's block of 16 rows, and its turn among the `parts` units that share the rows.
     u32 row_block = 0, part = 0, parts = 1;
     u32 first_row = 0;  // of the unit
-    u32 row_end = 0;    // of the item's rows; those behind are of no consequence
+    // Of this lane's two rows, where their mask words begin, if they are read from global memory.
+    const u32* masks[2] = {};
+    u32 row_end = 0;  // of the item's rows; those behind are of no consequence
 
     SAPWOOD_DEVICE DecodeRows(const abi::DecodeParams& params, const DecodeShared<Traits>& s)
         : shared(s), score(params), lane(lane_id()) {}
@@ -83,7 +85,7 @@ struct DecodeRows {
         const u32 row0 = row_block * 16 + lane / 4, row1 = row0 + 8;
         SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
             if constexpr (Traits::kMask) {
-                const u32 seen[2] = {seen_by(chunks[c], row0, stage, index + c), seen_by(chunks[c], row1, stage, index + c)};
+                const u32 seen[2] = {seen_by(chunks[c], row0, 0, stage, index + c), seen_by(chunks[c], row1, 1, stage, index + c)};
                 SAPWOOD_UNROLL for (u32 n = 0; n < 2; ++n) {
                     SAPWOOD_UNROLL for (u32 j = 0; j < 2; ++j) {
                         const u32 bit = 1u << (n * 8 + lane % 4 * 2 + j);
@@ -105,13 +107,18 @@ struct DecodeRows {
         }
     }
 
-    /// Bit t: the row sees token t of the chunk.
-    SAPWOOD_DEVICE u32 seen_by(const ChunkView& chunk, u32 row, u32 stage, u32 index) const {
+    /// Bit t: the row, the lane's `half`-th, sees token t of the chunk.
+    SAPWOOD_DEVICE u32 seen_by(const ChunkView& chunk, u32 row, u32 half, u32 stage, u32 index) const {
         if (!chunk.sees(row)) return 0;
         u32 seen = ~0u;
         if (chunk.tokens & abi::kMasked) {
-            const u32 half = (chunk.tokens >> abi::kMaskColumnShift) % 2;
-            seen = shared.masks(stage, index)[row / Traits::kGroup] >> (half * abi::kChunkTokens);
+            const u32 column = chunk.tokens >> abi::kMaskColumnShift;
+            if constexpr (Traits::kMasksStaged) {
+                seen = shared.masks(stage, index)[row / Traits::kGroup];
+            } else {
+                seen = load_readonly_4(masks[half] + column / 2);
+            }
+            seen >>= column % 2 * abi::kChunkTokens;
         }
         return seen & ((1u << (chunk.tokens & abi::kTokensMask)) - 1);
     }
@@ -120,12 +127,17 @@ struct DecodeRows {
     template <u32 kBlocks>
     SAPWOOD_DEVICE bool weigh(f32 (&s)[kBlocks][4], f32 (&rescale)[2]) {
         // Maxima and sums as trees: in a row each would wait for the one before.
-        f32 m0[kBlocks], m1[kBlocks];
-        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) {
+        constexpr u32 kWays = kBlocks < 8 ? kBlocks : 8;
+        f32 m0[kWays], m1[kWays];
+        SAPWOOD_UNROLL for (u32 i = 0; i < kWays; ++i) {
             m0[i] = max_f32(s[i][0], s[i][1]);
             m1[i] = max_f32(s[i][2], s[i][3]);
         }
-        SAPWOOD_UNROLL for (u32 half = kBlocks / 2; half > 0; half /= 2) {
+        SAPWOOD_UNROLL for (u32 i = kWays; i < kBlocks; ++i) {
+            m0[i % kWays] = max_f32(m0[i % kWays], max_f32(s[i][0], s[i][1]));
+            m1[i % kWays] = max_f32(m1[i % kWays], max_f32(s[i][2], s[i][3]));
+        }
+        SAPWOOD_UNROLL for (u32 half = kWays / 2; half > 0; half /= 2) {
             SAPWOOD_UNROLL for (u32 i = 0; i < half; ++i) {
                 m0[i] = max_f32(m0[i], m0[i + half]);
                 m1[i] = max_f32(m1[i], m1[i + half]);
@@ -133,17 +145,7 @@ struct DecodeRows {
         }
         const f32 factor = score.factor();
         const bool raised = state.raise(m0[0] * factor, m1[0] * factor, rescale);
-        const f32 z0 = -state.finite(state.maximum[0]), z1 = -state.finite(state.maximum[1]);
-        f32 sum[4] = {};
-        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) {
-            s[i][0] = exp2_approx(fma_f32(s[i][0], factor, z0));
-            s[i][1] = exp2_approx(fma_f32(s[i][1], factor, z0));
-            s[i][2] = exp2_approx(fma_f32(s[i][2], factor, z1));
-            s[i][3] = exp2_approx(fma_f32(s[i][3], factor, z1));
-            SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) sum[j] += s[i][j];
-        }
-        state.sum[0] += sum[0] + sum[1];
-        state.sum[1] += sum[2] + sum[3];
+        state.exponentials(s, factor);
         return raised;
     }
 };

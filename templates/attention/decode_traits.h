@@ -15,18 +15,21 @@ template <class Config>
 struct DecodeTraits : Config {
     using Element = typename Config::Element;
     static constexpr u32 kKvBytes = Config::KvElement::kBytes;
-    static constexpr abi::DecodeShape kShape = {Config::kHeadDim, Config::kHeadDimV,  Config::kGroup,
-                                                Config::kWarps,   Config::kProducers, Config::kBlockKv,
-                                                Config::kStages,  Config::kMask,      kKvBytes};
+    static constexpr abi::DecodeShape kShape = {Config::kHeadDim,   Config::kHeadDimV, Config::kGroup,  Config::kWarps,
+                                                Config::kProducers, Config::kBlockKv,  Config::kStages, Config::kMask,
+                                                kKvBytes,           Config::kMainloop};
     static constexpr u32 kBlockQ = abi::decode_block_q(kShape);
     static constexpr u32 kChunks = Config::kBlockKv / abi::kChunkTokens;  // a tile
     static constexpr u32 kComputeThreads = Config::kWarps * 32;
     static constexpr bool kQueryInRegisters = abi::decode_query_in_registers(kShape);
+    static constexpr bool kQueryShared = abi::decode_query_shared(kShape);  // as an operand of wgmma
+    static constexpr bool kMasksStaged = abi::decode_masks_staged(kShape);
 
     // Whole warpgroups in both roles: the copy warps hand registers over, so that compute warps can keep fragments in flight.
     static constexpr bool kMoveRegisters = Config::kWarps == 8 && Config::kProducers == 4 && Config::kBlocks == 1;
-    static constexpr u32 kProducerRegisters = 88;  // 88 + 2 * 208 = the 3 * 168 of the launch
-    static constexpr u32 kConsumerRegisters = 208;
+    // 88 + 2 * 208, or 72 + 2 * 216: the 3 * 168 of the launch.
+    static constexpr u32 kProducerRegisters = kQueryShared ? 72 : 88;
+    static constexpr u32 kConsumerRegisters = kQueryShared ? 216 : 208;
 
     // Warps that multiply together, 16 rows each; where there are more of these units than the rows need, units share rows and take
     // turns over the keys.
@@ -36,7 +39,7 @@ struct DecodeTraits : Config {
 
     template <u32 kColumns>
     using KvTile = typename Select<kWarpgroups, Panels<kColumns, Config::kBlockKv>, Swizzle<kColumns>>::Type;
-    using QTile = Swizzle<Config::kHeadDim / 8>;
+    using QTile = typename Select<kQueryShared, Panels<Config::kHeadDim / 8, kBlockQ>, Swizzle<Config::kHeadDim / 8>>::Type;
     static constexpr u32 kKColumns = Config::kHeadDim * kKvBytes / 16, kVColumns = Config::kHeadDimV * kKvBytes / 16;
     using KTile = KvTile<kKColumns>;
     using VTile = KvTile<kVColumns>;
@@ -44,9 +47,9 @@ struct DecodeTraits : Config {
 
     static constexpr u32 kStageBytes = abi::decode_stage_bytes(kShape);
     static constexpr u32 kHeaderBytes = abi::decode_header_bytes(kShape);
-    static constexpr u32 kHeaders = Config::kStages * kStageBytes;
-    static constexpr u32 kQueryHold = kHeaders + Config::kStages * kHeaderBytes;
-    static constexpr u32 kMailbox = kQueryHold + abi::decode_query_hold_bytes(kShape);
+    static constexpr u32 kQueryHold = Config::kStages * kStageBytes;
+    static constexpr u32 kHeaders = kQueryHold + abi::decode_query_hold_bytes(kShape);
+    static constexpr u32 kMailbox = kHeaders + Config::kStages * kHeaderBytes;
     static constexpr u32 kNotes = kMailbox + 16;
     static constexpr u32 kBarriers = kNotes + Config::kWarps * 16;
     static constexpr u32 kStagger = kBarriers + 2 * Config::kStages * 8;

@@ -6,8 +6,17 @@
 
 namespace sapwood::kernel {
 
+/// Chunks of K and V that something else than the copy warps fetches: none.
+struct NoChunks {
+    template <class Params>
+    SAPWOOD_DEVICE static bool fetch(const Params&, u32, u32, u32, u32, u32, u32) {
+        return false;
+    }
+};
+
 template <class Traits>
 struct WarpProducts : DecodeRows<Traits> {
+    using Chunks = NoChunks;
     using Rows = DecodeRows<Traits>;
     using Operands = typename Rows::Operands;
     using Rows::kSteps;
@@ -18,6 +27,10 @@ struct WarpProducts : DecodeRows<Traits> {
                                    Traits::kHeadDimV < 128 || (Traits::kWarps == 4 && Traits::kHeadDimV < 256);
 
     using Rows::Rows;
+
+    SAPWOOD_DEVICE void begin() const {}
+    SAPWOOD_DEVICE void end() const {}
+    SAPWOOD_DEVICE void before_copies() const {}
 
     SAPWOOD_DEVICE void attend_item(RingPosition<Traits::kStages>& at, u32 tiles) {
         u32 turn = 0;

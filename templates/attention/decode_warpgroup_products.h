@@ -1,25 +1,46 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products by wgmma: four warps on 64 rows and the 64 keys of a tile, Q and the weights from registers, K and V from shared memory.
-// Each warp keeps 16 of the rows, in the registers that mma.sync would use, so that all else is as with WarpProducts. Thin work
-// costs what 64 rows cost, which still hides behind its loads; row-heavy work runs at the tensor cores' rate. sm_90a.
+// Products by wgmma: four warps on 64 rows and the keys of a tile, the weights from registers, K and V from shared memory. Each
+// warp keeps 16 of the rows, in the registers that mma.sync would use, so that all else is as with WarpProducts. Tiles of 64 keys,
+// with Q in registers, suit short items and thin work, which costs what 64 rows cost and still hides behind its loads; tiles of
+// 128, with Q in shared memory and the warpgroups in turns, run row-heavy work at the tensor cores' rate. sm_90a.
 #pragma once
 
 #include "attention/decode_rows.h"
+#include "attention/decode_tensor_chunks.h"
+#include "attention/warpgroup_tiles.h"
 
 namespace sapwood::kernel {
 
 template <class Traits>
 struct WarpgroupProducts : DecodeRows<Traits> {
     using Rows = DecodeRows<Traits>;
+    using Chunks = TensorChunks<Traits>;
     using Element = typename Traits::Element;
     using Position = RingPosition<Traits::kStages>;
     using Rows::kSteps;
-    static constexpr u32 kKeys = 64;  // a tile, and the n of a product
-    static constexpr u32 kPanels = Traits::kHeadDimV / 64;
-    static_assert(Traits::kBlockKv == kKeys && Traits::kQueryInRegisters);
+    static constexpr u32 kBlocks = Traits::kBlockKv / 8;
+    static_assert(Traits::kQueryShared ? Traits::kBlockKv == 128 : Traits::kBlockKv == 64 && Traits::kQueryInRegisters);
     static_assert(Traits::kHeadDim % 64 == 0 && Traits::kHeadDimV % 64 == 0);
 
     using Rows::Rows;
+
+    SAPWOOD_DEVICE void begin() const {
+        if constexpr (kTakesTurns) kTurns.begin();
+    }
+    SAPWOOD_DEVICE void end() const {
+        if constexpr (kTakesTurns) kTurns.end();
+    }
+
+    /// Orders this thread's accesses to a stage before the copy engine's.
+    SAPWOOD_DEVICE void before_copies() const { fence_async_proxy(); }
+
+    SAPWOOD_DEVICE void take_query(u32 stage) {
+        if constexpr (Traits::kQueryShared) {
+            hold_query(stage);
+        } else {
+            Rows::take_query(stage);
+        }
+    }
 
     /// Weights of one tile are made while the last one's are multiplied with V: the products with the next K are issued first, then
     /// those with V, and only the former are waited for.
@@ -29,10 +50,12 @@ struct WarpgroupProducts : DecodeRows<Traits> {
         while (find_tile(at, left, turn, tiles)) {
             u32 stage = at.stage;
             ChunkView all = all_;
-            f32 s[8][4];
-            u32 p[4][4];
+            f32 s[kBlocks][4];
+            u32 p[kBlocks / 2][4];
+            wait_turn();
             wgmma_fence();
             multiply_keys(s, stage);
+            pass_turn();
             wgmma_wait<0>();
             settle_scores(s);
             signal();
@@ -41,9 +64,11 @@ struct WarpgroupProducts : DecodeRows<Traits> {
                 at.advance();
                 // Only as far ahead as the ring reaches while this tile is held.
                 if (!find_tile(at, left, turn, kAhead)) break;
+                wait_turn();
                 wgmma_fence();
                 multiply_keys(s, at.stage);
                 multiply_values(p, stage);
+                pass_turn();
                 wgmma_wait<1>();
                 settle_scores(s);
                 before_ = stage;
@@ -66,12 +91,23 @@ private:
     ChunkView all_{0, 0};  // rows that see every key of the tile found last
     bool signals_ = false;
     u32 staggered_ = 0;  // items, modulo 2
+    static constexpr bool kTakesTurns = Traits::kQueryShared && kUnits == 2;
+    static constexpr Turns kTurns{3};            // named barriers 3 and 4
+    static constexpr u32 kWarpgroupBarrier = 5;  // and 6
+
+    /// Warpgroups with rows of their own pass every tile, seen or not, so that both have as many turns.
+    SAPWOOD_DEVICE void wait_turn() const {
+        if (kTakesTurns && this->parts == 1) kTurns.wait();
+    }
+    SAPWOOD_DEVICE void pass_turn() const {
+        if (kTakesTurns && this->parts == 1) kTurns.pass();
+    }
 
     /// Two warpgroups that start on the same tile multiply together and then take exponentials together: half of the time the
     /// tensor cores have nothing to do. On long items the second one starts when the first has its first scores. (Not on short
     /// ones: the first could be two items ahead, and the barrier's parity would not tell.)
     SAPWOOD_DEVICE void stagger(u32 tiles) {
-        if (kUnits != 2 || this->parts != 1 || tiles < 2 * Traits::kStages) return;
+        if (kTakesTurns || kUnits != 2 || this->parts != 1 || tiles < 2 * Traits::kStages) return;
         const u32 barrier = this->shared.address + Traits::kStagger;
         signals_ = this->first_row == 0;
         if (!signals_) mbarrier_wait(barrier, staggered_);
@@ -98,37 +134,55 @@ private:
                 fence_async_proxy();  // the tile was written by cp.async
                 return true;
             }
+            wait_turn();
+            pass_turn();
             this->release(at.stage);
             signal();
         }
         return false;
     }
 
-    SAPWOOD_DEVICE void multiply_keys(f32 (&s)[8][4], u32 stage) {
-        const u32 keys = wgmma_panel(this->shared.stage(stage));
-        SAPWOOD_UNROLL for (u32 step = 0; step < kSteps; ++step) {
-            const u32 at = step / 4 * Traits::KTile::kGroupStride + step % 4 * 32;
-            wgmma_64x64x16<Element, false>(s, this->query[step], wgmma_advance(keys, at), step > 0);
-        }
-        wgmma_commit();
-    }
-    SAPWOOD_DEVICE void multiply_values(u32 (&p)[4][4], u32 stage) {
-        const u32 values = wgmma_panel(this->shared.stage(stage) + Traits::kKTileBytes);
-        SAPWOOD_UNROLL for (u32 panel = 0; panel < kPanels; ++panel) {
-            SAPWOOD_UNROLL for (u32 c = 0; c < 4; ++c) {
-                const u32 at = panel * Traits::VTile::kGroupStride + c * 16 * Traits::VTile::kPitch;
-                wgmma_64x64x16<Element, true>(this->state.out64(panel), p[c], wgmma_advance(values, at), true);
+    /// The warpgroup's 64 rows to where its products find them.
+    SAPWOOD_DEVICE void hold_query(u32 stage) {
+        const u32 barrier = kWarpgroupBarrier + warp_id() / 4;
+        const u8* from = this->shared.base + stage * Traits::kStageBytes + this->row_block * 16 * Traits::QTile::kPitch;
+        u8* to = this->shared.base + Traits::kQueryHold + warp_id() * 16 * Traits::QTile::kPitch;
+        named_sync(barrier, 128);  // all four warps have waited for the products with the rows before
+        SAPWOOD_UNROLL for (u32 panel = 0; panel < Traits::kHeadDim / 64; ++panel) {
+            SAPWOOD_UNROLL for (u32 i = 0; i < 16 * Traits::QTile::kPitch; i += 512) {
+                const u32 at = panel * Traits::QTile::kGroupStride + i + this->lane * 16;
+                *reinterpret_cast<U32x4*>(to + at) = *reinterpret_cast<const U32x4*>(from + at);
             }
         }
-        wgmma_commit();
+        fence_async_proxy();
+        named_sync(barrier, 128);
+    }
+
+    SAPWOOD_DEVICE void multiply_keys(f32 (&s)[kBlocks][4], u32 stage) {
+        if constexpr (Traits::kQueryShared) {
+            kernel::multiply_keys<Element, Traits::kHeadDim, typename Traits::QTile, typename Traits::KTile>(
+                s, this->shared.address + Traits::kQueryHold + warp_id() / 4 * 64 * Traits::QTile::kPitch,
+                this->shared.stage(stage));
+        } else {
+            const u32 keys = wgmma_panel(this->shared.stage(stage));
+            SAPWOOD_UNROLL for (u32 step = 0; step < kSteps; ++step) {
+                const u32 at = step / 4 * Traits::KTile::kGroupStride + step % 4 * 32;
+                wgmma_64x64x16<Element, false>(s, this->query[step], wgmma_advance(keys, at), step > 0);
+            }
+            wgmma_commit();
+        }
+    }
+    SAPWOOD_DEVICE void multiply_values(u32 (&p)[kBlocks / 2][4], u32 stage) {
+        kernel::multiply_values<Element, typename Traits::VTile>(this->state.out, p,
+                                                                 this->shared.stage(stage) + Traits::kKTileBytes);
     }
 
     /// Scores to weights, packed; then the products with V of the tile before are complete.
-    SAPWOOD_DEVICE void weigh_tile(f32 (&s)[8][4], u32 stage, ChunkView all, u32 (&p)[4][4]) {
+    SAPWOOD_DEVICE void weigh_tile(f32 (&s)[kBlocks][4], u32 stage, ChunkView all, u32 (&p)[kBlocks / 2][4]) {
         this->transform(s);
         if (all.begin() > this->first_row || all.end() < min_u32(this->first_row + 64, this->row_end)) {
-            const ChunkView chunks[4] = {this->chunk(stage, 0), this->chunk(stage, 1), this->chunk(stage, 2),
-                                         this->chunk(stage, 3)};
+            ChunkView chunks[Traits::kChunks];
+            SAPWOOD_UNROLL for (u32 c = 0; c < Traits::kChunks; ++c) chunks[c] = this->chunk(stage, c);
             this->mask(s, chunks, stage, 0);
         }
         f32 rescale[2];
@@ -138,16 +192,16 @@ private:
         if (before_ != kNone) this->release(before_);
         before_ = kNone;
         if (raised) this->state.rescale_out(rescale[0], rescale[1]);
-        SAPWOOD_UNROLL for (u32 c = 0; c < 4; ++c) pack_weights<Element>(p[c], s[c * 2], s[c * 2 + 1]);
+        SAPWOOD_UNROLL for (u32 c = 0; c < kBlocks / 2; ++c) pack_weights<Element>(p[c], s[c * 2], s[c * 2 + 1]);
     }
 
-    SAPWOOD_DEVICE void settle_scores(f32 (&s)[8][4]) {
+    SAPWOOD_DEVICE void settle_scores(f32 (&s)[kBlocks][4]) {
         wgmma_settled(s);
-        SAPWOOD_UNROLL for (u32 step = 0; step < kSteps; ++step) wgmma_settled(this->query[step]);
+        if constexpr (!Traits::kQueryShared) {
+            SAPWOOD_UNROLL for (u32 step = 0; step < kSteps; ++step) wgmma_settled(this->query[step]);
+        }
     }
-    SAPWOOD_DEVICE void settle_out() {
-        SAPWOOD_UNROLL for (u32 panel = 0; panel < kPanels; ++panel) wgmma_settled(this->state.out64(panel));
-    }
+    SAPWOOD_DEVICE void settle_out() { wgmma_settled(this->state.out); }
 };
 
 }  // namespace sapwood::kernel

@@ -30,6 +30,12 @@ struct TensorCopy {
     SAPWOOD_DEVICE void nothing(u32 barrier) const { mbarrier_arrive_bytes(barrier, 0); }
 };
 
+/// 16 bytes of row `at`, or zeros where there is no such row below `limit`.
+SAPWOOD_DEVICE void copy_piece(u32 to, const u8* column, i64 stride, i32 at, i32 limit) {
+    const bool there = at >= 0 && at < limit;
+    cp_async_16(to, column + (there ? at : 0) * stride, there ? 16 : 0);
+}
+
 /// By copy warps, 16 bytes a lane.
 template <class Traits>
 struct AsyncCopy {
@@ -48,9 +54,7 @@ struct AsyncCopy {
         const u8* base = static_cast<const u8*>(tensor.data) + static_cast<i64>(head) * tensor.head_stride;
         SAPWOOD_NO_UNROLL for (u32 i = thread; i < kRows * kColumns; i += kThreads) {
             const u32 r = i / kColumns, column = i % kColumns;
-            const i32 at = row + static_cast<i32>(r);
-            const bool there = at >= 0 && at < limit;
-            cp_async_16(to + Tile::offset(r, column), base + (there ? at : 0) * tensor.token_stride + column * 16, there ? 16 : 0);
+            copy_piece(to + Tile::offset(r, column), base + column * 16, tensor.token_stride, row + static_cast<i32>(r), limit);
         }
     }
     SAPWOOD_DEVICE void query(u32 to, u32 barrier, i32 row, u32 head) const {

@@ -69,17 +69,7 @@ struct PackedRows {
         }
         const f32 factor = score.factor();
         const bool raised = state.raise(max_f32(m0[0], m0[1]) * factor, max_f32(m1[0], m1[1]) * factor, rescale);
-        const f32 z0 = -state.finite(state.maximum[0]), z1 = -state.finite(state.maximum[1]);
-        f32 sum[4] = {};
-        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) {
-            s[i][0] = exp2_approx(fma_f32(s[i][0], factor, z0));
-            s[i][1] = exp2_approx(fma_f32(s[i][1], factor, z0));
-            s[i][2] = exp2_approx(fma_f32(s[i][2], factor, z1));
-            s[i][3] = exp2_approx(fma_f32(s[i][3], factor, z1));
-            SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) sum[j] += s[i][j];
-        }
-        state.sum[0] += sum[0] + sum[1];
-        state.sum[1] += sum[2] + sum[3];
+        state.exponentials(s, factor);
         return raised;
     }
     /// Weights as A fragments of the products with V.

@@ -9,6 +9,7 @@ namespace sapwood::kernel {
 
 struct Tickets {
     abi::Counters* counters;
+    SAPWOOD_DEVICE u32 first() const { return block_id(); }
     SAPWOOD_DEVICE u32 draw() const { return grid_size() + atomic_add_relaxed(&counters->ticket, 1); }
     /// The last block to come here finds that all have drawn, and leaves the counters as they were found: no memset between
     /// launches.
@@ -17,6 +18,13 @@ struct Tickets {
         store_4(&counters->ticket, 0);
         store_4(&counters->left, 0);
     }
+};
+
+/// Where a block waits for what comes before its own: whoever holds an earlier ticket must be running, and of blocks that are known
+/// by their number alone some may not be.
+struct TicketsInOrder : Tickets {
+    SAPWOOD_DEVICE u32 first() const { return draw(); }
+    SAPWOOD_DEVICE u32 draw() const { return atomic_add_relaxed(&counters->ticket, 1); }
 };
 
 /// Heads of a section fastest, so that what they share is worked on together; then blocks, longest first; then sections.

@@ -25,9 +25,6 @@ struct SoftmaxState {
     f32 maximum[2];
     f32 sum[2];
 
-    /// Columns 64 `panel` to 64 `panel` + 63.
-    SAPWOOD_DEVICE f32 (&out64(u32 panel))[8][4] { return reinterpret_cast<f32(&)[8][4]>(out[panel * 8]); }
-
     SAPWOOD_DEVICE void clear() {
         SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) { SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) out[i][j] = 0; }
         SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
@@ -67,6 +64,22 @@ struct SoftmaxState {
         sum[0] *= factor[0];
         sum[1] *= factor[1];
         return true;
+    }
+
+    /// Scores to weights, exp2(score * factor - maximum), which the sums take in.
+    template <u32 kScores>
+    SAPWOOD_DEVICE void exponentials(f32 (&s)[kScores][4], f32 factor) {
+        const f32 z0 = -finite(maximum[0]), z1 = -finite(maximum[1]);
+        f32 added[4] = {};
+        SAPWOOD_UNROLL for (u32 i = 0; i < kScores; ++i) {
+            s[i][0] = exp2_approx(fma_f32(s[i][0], factor, z0));
+            s[i][1] = exp2_approx(fma_f32(s[i][1], factor, z0));
+            s[i][2] = exp2_approx(fma_f32(s[i][2], factor, z1));
+            s[i][3] = exp2_approx(fma_f32(s[i][3], factor, z1));
+            SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) added[j] += s[i][j];
+        }
+        sum[0] += added[0] + added[1];
+        sum[1] += added[2] + added[3];
     }
 
     SAPWOOD_DEVICE void reduce_sum() {

@@ -353,6 +353,29 @@ SAPWOOD_DEVICE void store_f32x2(f32* p, f32 a, f32 b) {
 SAPWOOD_DEVICE u32 f32_bits(f32 v) { return __float_as_uint(v); }
 SAPWOOD_DEVICE f32 bits_f32(u32 v) { return __uint_as_float(v); }
 
+/// Adds a warp's 16x8 block of accumulators to 128 sums, each addition atomic, and reads such sums. Where four values go in one
+/// instruction, from SM 9.0 on, a lane's lie side by side, as bulk copies of them do; elsewhere the lanes' do, because then an
+/// instruction touches whole sectors.
+SAPWOOD_DEVICE void add_accumulators(f32* sums, const f32 (&d)[4]) {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(sums + lane_id() * 4), "f"(d[0]), "f"(d[1]),
+                 "f"(d[2]), "f"(d[3])
+                 : "memory");
+#else
+    SAPWOOD_UNROLL for (u32 i = 0; i < 4; ++i) {
+        asm volatile("red.relaxed.gpu.global.add.f32 [%0], %1;" ::"l"(sums + i * 32 + lane_id()), "f"(d[i]) : "memory");
+    }
+#endif
+}
+SAPWOOD_DEVICE void load_accumulators(const f32* sums, f32 (&d)[4]) {
+#if __CUDA_ARCH__ >= 900
+    const U32x4 v = load_readonly_16(sums + lane_id() * 4);
+    d[0] = bits_f32(v.x), d[1] = bits_f32(v.y), d[2] = bits_f32(v.z), d[3] = bits_f32(v.w);
+#else
+    SAPWOOD_UNROLL for (u32 i = 0; i < 4; ++i) d[i] = bits_f32(load_readonly_4(sums + i * 32 + lane_id()));
+#endif
+}
+
 /// *p = (*p >= limit) ? 0 : *p + 1, acquire and release at GPU scope; returns the old value. Self-resetting arrival counter.
 SAPWOOD_DEVICE u32 atomic_inc_acq_rel(u32* p, u32 limit) {
     u32 old;

@@ -5,17 +5,24 @@
 namespace sapwood::kernel {
 
 // --- copy engine -----------------------------------------------------------------------------------------------------
-/// A tile [rows of the box, dim] of one head, from `row` on, to `shared` (1024-byte aligned) as Panels lays it out; rows that the
-/// tensor does not have are zeros. Its bytes are counted on `mbarrier`, which is to expect them: see mbarrier_arrive_bytes.
+/// A tile [rows of the box, panels of the box] of one head, from `row` and `panel` (64 elements each) on, to `shared` (1024-byte
+/// aligned) as Panels lays it out; rows that the tensor does not have are zeros. Its bytes are counted on `mbarrier`, which is to
+/// expect them: see mbarrier_arrive_bytes.
 template <CacheHint kHint>
-SAPWOOD_DEVICE void tensor_load(u32 shared, const abi::TensorMap& map, u32 mbarrier, i32 row, u32 head) {
-    // The two policies as createpolicy.fractional would make them for all of the data: evict first, evict last.
-    constexpr u64 kPolicy = kHint == CacheHint::once ? 0x12F0000000000000ull : 0x14F0000000000000ull;
+SAPWOOD_DEVICE void tensor_load(u32 shared, const abi::TensorMap& map, u32 mbarrier, i32 row, u32 head, u32 panel = 0) {
+    // The policies as createpolicy.fractional would make them for all of the data: evict normally, first, last.
+    constexpr u64 kPolicy = kHint == CacheHint::usual  ? 0x1000000000000000ull
+                            : kHint == CacheHint::once ? 0x12F0000000000000ull
+                                                       : 0x14F0000000000000ull;
     asm volatile(
-        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4, %3, %5}], "
+        "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4, %7, %5}], "
         "[%2], %6;" ::"r"(shared),
-        "l"(&map), "r"(mbarrier), "r"(0), "r"(row), "r"(head), "l"(kPolicy)
+        "l"(&map), "r"(mbarrier), "r"(0), "r"(row), "r"(head), "l"(kPolicy), "r"(panel)
         : "memory");
+}
+/// That `bytes` of tensor_load are to be counted in this phase, before this thread arrives by other means.
+SAPWOOD_DEVICE void mbarrier_expect_bytes(u32 mbarrier, u32 bytes) {
+    asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(mbarrier), "r"(bytes) : "memory");
 }
 /// This thread's arrival, and the bytes that its tensor_load so far, or next, bring to the same phase.
 SAPWOOD_DEVICE void mbarrier_arrive_bytes(u32 mbarrier, u32 bytes) {
@@ -46,6 +53,9 @@ SAPWOOD_DEVICE void bulk_wait_read() {
 }
 /// Until all of them are written.
 SAPWOOD_DEVICE void bulk_wait() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
+/// Orders what this thread's bulk copies have done to global memory, or what it knows of those of others, and what is done by the
+/// other of the two ways afterwards.
+SAPWOOD_DEVICE void fence_async_proxy_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
 /// Four 8x8 matrices of 16-bit elements, each transposed; lane l gives the address of (stored) row l%8 of matrix l/8.
 SAPWOOD_DEVICE void stmatrix_x4_trans(u32 shared, const u32 (&r)[4]) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared), "r"(r[0]), "r"(r[1]),

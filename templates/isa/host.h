@@ -282,6 +282,20 @@ SAPWOOD_DEVICE void store_f32x2(f32* p, f32 a, f32 b) {
     __builtin_memcpy(host_global<u8>(p, 8), v, 8);
 }
 
+inline void host_reduce_add(f32* global, f32 value) {
+    u32* to = reinterpret_cast<u32*>(global);
+    u32 old = __atomic_load_n(to, __ATOMIC_RELAXED);
+    while (!__atomic_compare_exchange_n(to, &old, host_bits(host_f32(old) + value), true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
+}
+/// Sums lie as on SM 9.0.
+SAPWOOD_DEVICE void add_accumulators(f32* sums, const f32 (&d)[4]) {
+    f32* to = host_global<f32>(sums + lane_id() * 4, 16);
+    for (u32 i = 0; i < 4; ++i) host_reduce_add(to + i, d[i]);
+}
+SAPWOOD_DEVICE void load_accumulators(const f32* sums, f32 (&d)[4]) {
+    __builtin_memcpy(d, host_global<const u8>(sums + lane_id() * 4, 16), 16);
+}
+
 /// *p = (*p >= limit) ? 0 : *p + 1, acquire and release at GPU scope; returns the old value. Self-resetting arrival counter.
 SAPWOOD_DEVICE u32 atomic_inc_acq_rel(u32* p, u32 limit) {
     HostThread* self = host_self();

@@ -6,7 +6,7 @@ namespace sapwood::kernel {
 
 // --- copy engine -----------------------------------------------------------------------------------------------------
 template <CacheHint>
-inline void tensor_load(u32 shared, const abi::TensorMap& words, u32, i32 row, u32 head) {
+inline void tensor_load(u32 shared, const abi::TensorMap& words, u32, i32 row, u32 head, u32 first_panel = 0) {
     abi::HostTensorMap map;
     __builtin_memcpy(&map, &words, sizeof(map));
     if (shared % 1024 != 0) [[unlikely]]
@@ -18,7 +18,7 @@ inline void tensor_load(u32 shared, const abi::TensorMap& words, u32, i32 row, u
             const bool there = at >= 0 && at < static_cast<i64>(map.rows);
             const u32 to = shared + static_cast<u32>((panel * map.box_rows + r) * 128);
             for (u32 c = 0; c < 8; ++c) {
-                const u8* source = there ? from + at * map.token_stride + panel * 128 + c * 16 : nullptr;
+                const u8* source = there ? from + at * map.token_stride + (first_panel + panel) * 128 + c * 16 : nullptr;
                 cp_async_16(to + (c ^ (to >> 7 & 7)) * 16, source, there ? 16 : 0);
             }
         }
@@ -27,14 +27,11 @@ inline void tensor_load(u32 shared, const abi::TensorMap& words, u32, i32 row, u
 /// The executor counts arrivals, not bytes: this one comes when the thread's copies so far have landed, so they must have been
 /// issued before.
 inline void mbarrier_arrive_bytes(u32 mbarrier, u32) { cp_async_arrive(mbarrier); }
+/// The thread arrives behind its copies, by cp_async_arrive.
+inline void mbarrier_expect_bytes(u32, u32) {}
 inline void fence_mbarrier_init() {}
 inline void bulk_load(u32 shared, const void* global, u32 bytes, u32) {
     for (u32 at = 0; at < bytes; at += 16) cp_async_16(shared + at, static_cast<const u8*>(global) + at, 16);
-}
-inline void host_reduce_add(f32* global, f32 value) {
-    u32* to = reinterpret_cast<u32*>(global);
-    u32 old = __atomic_load_n(to, __ATOMIC_RELAXED);
-    while (!__atomic_compare_exchange_n(to, &old, host_bits(host_f32(old) + value), true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
 }
 inline void bulk_reduce_add(f32* global, u32 shared, u32 bytes) {
     const auto* from = reinterpret_cast<const f32*>(host_shared(*host_self()->block, shared, bytes, 16));
@@ -51,6 +48,7 @@ inline void bulk_commit() {}
 template <u32 kPending>
 inline void bulk_wait_read() {}
 inline void bulk_wait() {}
+inline void fence_async_proxy_global() {}
 inline void stmatrix_x4_trans(u32 shared, const u32 (&r)[4]) {
     const HostThread* self = host_self();
     for (u32 matrix = 0; matrix < 4; ++matrix) {

@@ -9,7 +9,7 @@
 namespace sapwood::kernel {
 
 /// How long what a copy brings into L2 is worth keeping.
-enum class CacheHint : u32 { once, again };
+enum class CacheHint : u32 { usual, once, again };
 
 }  // namespace sapwood::kernel
 

@@ -23,6 +23,7 @@ struct Shape {
     bool shared;  // one prefix under all requests (wide blocks), or a run of its own for each (narrow ones)
     Mainloop mainloop = Mainloop::mma;
     KvDType kv_dtype = KvDType::as_q;
+    std::int32_t block_kv = 0;
 };
 
 // Those that every SM must have, then more of them for one SM: each value of each field, in combinations that differ.
@@ -45,10 +46,15 @@ constexpr Shape kFp8Shapes[] = {
     {DType::bf16, 192, 128, 16, 64, 0, true, Mainloop::mma, kFp8},
 };
 // For sm_90a alone.
+constexpr KvDType kAsQ = KvDType::as_q;
 constexpr Shape kWarpgroups[] = {
-    {DType::fp16, 128, 0, 4, 1, 0, true, Mainloop::wgmma},    {DType::bf16, 128, 0, 16, 64, 50, true, Mainloop::wgmma},
-    {DType::bf16, 64, 0, 8, 0, 0, false, Mainloop::wgmma},    {DType::fp16, 64, 128, 1, 16, 0, true, Mainloop::wgmma},
+    {DType::fp16, 128, 0, 4, 1, 0, true, Mainloop::wgmma},
+    {DType::bf16, 128, 0, 16, 64, 50, true, Mainloop::wgmma},
+    {DType::bf16, 64, 0, 8, 0, 0, false, Mainloop::wgmma},
+    {DType::fp16, 64, 128, 1, 16, 0, true, Mainloop::wgmma},
     {DType::fp16, 128, 64, 7, 32, 30, true, Mainloop::wgmma},
+    {DType::bf16, 128, 0, 4, 16, 0, true, Mainloop::wgmma, kAsQ, 128},
+    {DType::fp16, 64, 0, 8, 0, 50, true, Mainloop::wgmma, kAsQ, 128},
 };
 constexpr Shape kFp8OnOne[] = {
     {DType::bf16, 96, 0, 5, 1, 0, true, Mainloop::mma, kFp8},
@@ -72,7 +78,7 @@ std::string fault_of(Engine& engine, const Shape& shape) {
                                           .kv_dtype = shape.kv_dtype,
                                           .page_size = shape.page_size,
                                           .softcap = shape.softcap},
-                                         forest_for(shape), {.mainloop = shape.mainloop});
+                                         forest_for(shape), {.mainloop = shape.mainloop, .block_kv = shape.block_kv});
     const std::string key = plan.kernel_key() + ": ";
     const KernelReport report = engine.prepare(plan);
     const int blocks = plan.info().config.blocks, registers = (report.registers + 7) / 8 * 8;  // dealt out in eights

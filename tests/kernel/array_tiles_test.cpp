@@ -4,6 +4,7 @@
 
 #include <random>
 
+#include "attention/backward_layout.h"
 #include "kernel/array_cases.h"
 #include "plan/array_list.h"
 #include "plan/packed_list.h"
@@ -111,7 +112,7 @@ Numbers check(const PackedCase& which, std::int32_t block_q, std::int32_t block_
 
 /// The same of the lists of a backward pass, whose blocks are in parts of `longest` tiles. Pairs of the first keys, whole blocks.
 Numbers check_backward(const PackedCase& which, std::int64_t longest, std::int64_t first_keys = 1 << 30) {
-    constexpr std::int64_t kKeys = abi::kKeyTile, kRows = abi::kRowTile;
+    constexpr std::int64_t kKeys = abi::kBackwardKeys, kRows = abi::kRowTile;
     const Pack pack = which.pack();
     BackwardList plain, list;
     for (BackwardList* each : {&plain, &list}) each->build(pack, kKeys, [&](std::int64_t) { return longest; });
@@ -219,7 +220,7 @@ TEST_CASE("array tiles: a tree is walked in as few tiles as from its segments") 
         CHECK(numbers.tiles == list.tiles);
         CHECK(numbers.partial <= list.partial_tiles);
         BackwardList rows;
-        rows.build(trees.pack(), abi::kKeyTile, [](std::int64_t) { return 24; });
+        rows.build(trees.pack(), abi::kBackwardKeys, [](std::int64_t) { return 24; });
         CHECK(check_backward(as_arrays(trees), 24).tiles <= rows.tiles + rows.tiles / 8);
     }
     // A prompt and responses that do not: one tile a block more at most.

@@ -15,6 +15,7 @@ Tree lone(std::int64_t tokens) { return {{-1, tokens, 1}}; }
 const std::vector<DecodeCase>& decode_cases() {
     constexpr DType fp16 = DType::fp16, bf16 = DType::bf16;
     constexpr Mainloop wgmma = Mainloop::wgmma;
+    constexpr DecodeConfig wide = {.mainloop = wgmma, .block_kv = 128};
     static const std::vector<DecodeCase> cases = {
         {"plain", fp16, 128, 0, 4, 2, 0, two_roots()},
         {"plain", bf16, 128, 0, 4, 2, 1, crowded(41)},
@@ -52,6 +53,14 @@ const std::vector<DecodeCase>& decode_cases() {
         {"warpgroup", fp16, 128, 64, 1, 1, 32, crowded(131), {.mainloop = wgmma, .stages = 2}},
         {"warpgroup, soft-cap", bf16, 128, 0, 16, 1, 64, crowded(36), {.mainloop = wgmma}, Layout::hnd, 0, 2.5f},
         {"warpgroup, in turn", fp16, 64, 0, 4, 1, 1, {{-1, 901, 1}, {0, 20, 39}}, {.mainloop = wgmma}},
+        {"warpgroup, wide", fp16, 128, 0, 4, 2, 0, two_roots(), wide},
+        {"warpgroup, wide", bf16, 128, 0, 4, 2, 1, crowded(41), wide},
+        {"warpgroup, wide", fp16, 64, 0, 64, 1, 128, two_roots(), wide},
+        {"warpgroup, wide", bf16, 64, 128, 3, 1, 16, chain(), {.mainloop = wgmma, .block_kv = 128, .split = 6}},
+        {"warpgroup, wide", fp16, 128, 64, 1, 1, 32, crowded(131), {.mainloop = wgmma, .block_kv = 128, .stages = 2}},
+        {"warpgroup, wide, soft-cap", bf16, 128, 0, 16, 1, 64, crowded(36), wide, Layout::hnd, 0, 2.5f},
+        {"warpgroup, wide, in turn", fp16, 64, 0, 4, 1, 1, {{-1, 901, 1}, {0, 20, 39}}, wide},
+        {"warpgroup, wide, long", bf16, 128, 0, 4, 1, 1, lone(1999), wide, Layout::nhd, 0, 0, true, 0},
         {"warpgroup, long", bf16, 128, 0, 4, 1, 1, lone(1999), {.mainloop = wgmma, .split = 3}, Layout::nhd, 0, 0, true, 0},
         // Scores.
         {"steep", fp16, 128, 0, 4, 1, 0, crowded(36), {}, Layout::nhd, 2},

@@ -4,7 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <map>
+#include <functional>
+#include <memory>
 
 #include "kernel/array_cases.h"
 #include "kernel/packed_cases.h"
@@ -29,7 +30,12 @@ struct Gradients {
     std::vector<double> dout_wide, dlse_wide;
 
     Gradients(const PackedCase& which, bool with_lse_gradient) : scene(which), with_dlse(with_lse_gradient) {
-        dout.resize(scene.out.size());
+        const PackedProblem& p = which.problem;
+        const auto size = [](std::int64_t rows, std::int64_t heads, std::int64_t dim) {
+            return static_cast<std::size_t>(std::max<std::int64_t>(rows * heads * dim, 8));
+        };
+        const std::int64_t dim_v = p.head_dim_v ? p.head_dim_v : p.head_dim;
+        dout.resize(size(scene.pack.rows(), p.q_heads, dim_v));
         for (std::size_t i = 0; i < dout.size(); ++i) {
             dout[i] = support::round_to(which.problem.dtype, support::value(77, Stream::v, i));
             dout_wide.push_back(static_cast<double>(support::widen(which.problem.dtype, dout[i])));
@@ -38,15 +44,15 @@ struct Gradients {
             dlse.push_back(support::value(77, Stream::k, i));
             dlse_wide.push_back(static_cast<double>(dlse.back()));
         }
-        dq.resize(scene.q.size());
-        dk.resize(scene.k.size());
-        dv.resize(scene.v.size());
+        dq.resize(size(scene.pack.rows(), p.q_heads, p.head_dim));
+        dk.resize(size(scene.pack.keys(), p.kv_heads, p.head_dim));
+        dv.resize(size(scene.pack.keys(), p.kv_heads, dim_v));
     }
 
-    void run(const Target& target) {
-        scene.run(target);
+    /// Of the output that is there: see PackedScene::run.
+    void run(const Target& target, const PackedBackwardOptions& options) {
         for (auto* values : {&dq, &dk, &dv}) std::fill(values->begin(), values->end(), support::kNan16);
-        PackedBackwardPlan plan = target.engine->plan_packed_backward(scene.which.problem, scene.pack);
+        PackedBackwardPlan plan = target.engine->plan_packed_backward(scene.which.problem, scene.pack, options);
         launch(target, plan);
     }
 
@@ -62,7 +68,15 @@ struct Gradients {
                                 .dk = dk.data(),
                                 .dv = dv.data(),
                                 .start_q = scene.tensors.start_q,
-                                .end_k = scene.tensors.end_k};
+                                .end_k = scene.tensors.end_k,
+                                .q_token_stride = scene.tensors.q_token_stride,
+                                .q_head_stride = scene.tensors.q_head_stride,
+                                .k_token_stride = scene.tensors.k_token_stride,
+                                .k_head_stride = scene.tensors.k_head_stride,
+                                .v_token_stride = scene.tensors.v_token_stride,
+                                .v_head_stride = scene.tensors.v_head_stride,
+                                .out_token_stride = scene.tensors.out_token_stride,
+                                .out_head_stride = scene.tensors.out_head_stride};
         if (target.device == nullptr) return target.engine->launch(plan, call);
         std::vector<std::uint64_t> owned;
         const auto place = [&](auto& pointer, const auto& values) {
@@ -82,10 +96,12 @@ struct Gradients {
         for (const std::uint64_t pointer : owned) target.device->free(pointer);
     }
 
-    std::string fault() const {
+    oracle::PackedGradients wanted() const {
+        return oracle::packed_backward(scene.which.problem, scene.tensors, scene.pack.rows(), scene.pack.keys(), scene.which.sees(),
+                                       dout_wide, dlse_wide);
+    }
+    std::string fault(const oracle::PackedGradients& want) const {
         const PackedProblem& p = scene.which.problem;
-        const auto want = oracle::packed_backward(p, scene.tensors, scene.pack.rows(), scene.pack.keys(), scene.which.sees(),
-                                                  dout_wide, dlse_wide);
         std::string text;
         const auto judge = [&](const char* name, const std::vector<std::uint16_t>& got, const std::vector<double>& wanted) {
             std::vector<double> wide;
@@ -100,39 +116,117 @@ struct Gradients {
     }
 };
 
-void all_cases(const Target& target, const std::vector<PackedCase>& cases) {
-    int ran = 0;
-    for (const PackedCase& which : cases) {
-        const std::int32_t dim_v = which.problem.head_dim_v ? which.problem.head_dim_v : which.problem.head_dim;
-        // Gaps and a missing LSE are the forward tests' affair.
-        if (which.problem.head_dim > 128 || which.problem.head_dim == 96 || dim_v > 128 || which.padded || !which.lse) continue;
-        Gradients gradients(which, ++ran % 2 == 0);
-        gradients.run(target);
-        const std::string fault = gradients.fault();
-        CHECK_MESSAGE(fault.empty(), which.name << " d" << which.problem.head_dim << ": " << fault);
+/// Of one forward pass, by each of the ways that are asked.
+void check(const Target& target, const PackedCase& which, const std::vector<PackedBackwardOptions>& ways, bool with_dlse) {
+    Gradients gradients(which, with_dlse);
+    gradients.scene.run(target);
+    const auto want = gradients.wanted();
+    for (const PackedBackwardOptions& options : ways) {
+        gradients.run(target, options);
+        const std::string fault = gradients.fault(want);
+        CHECK_MESSAGE(fault.empty(), which.name << " d" << which.problem.head_dim << "/" << which.problem.head_dim_v << ", "
+                                                << options.config.to_string() << ", deterministic " << options.deterministic << ": "
+                                                << fault);
     }
+}
+
+/// What has a backward kernel by wgmma.
+bool wgmma_has(const PackedProblem& p) {
+    return p.head_dim % 64 == 0 && p.head_dim <= 128 && (p.head_dim_v == 0 || p.head_dim_v <= 128);
+}
+
+/// Every case by the main loop that is chosen and, where that is another one, by mma.sync.
+void all_cases(const Target& target) {
+    int ran = 0;
+    for (const PackedCase& which : packed_cases()) {
+        if (!which.lse) continue;
+        check(target, which, {{.config = {.mainloop = which.config.mainloop}}}, ++ran % 2 == 0);
+        const bool wgmma = wgmma_has(which.problem);
+        if (which.config.mainloop != Mainloop::choose || !wgmma) continue;
+        check(target, which, {{.deterministic = true}, {.config = {.mainloop = Mainloop::mma}}}, ran % 2 == 1);
+    }
+    CHECK(ran >= 16);
+}
+/// Those with arrays, by wgmma alone.
+void all_array_cases(const Target& target) {
+    int ran = 0;
+    for (const PackedCase& which : array_cases())
+        if (which.lse && wgmma_has(which.problem)) check(target, which, {{}}, ++ran % 2 == 0);
     CHECK(ran >= 8);
+}
+void all_tiles(const Target& target) {
+    int ran = 0;
+    for (const PackedCase& which : backward_tile_cases()) {
+        PackedCase forward = which;
+        forward.config = {};
+        check(target, forward, {{.config = which.config}}, ++ran % 2 == 0);
+    }
+    CHECK(ran >= 10);
+}
+
+/// Prompts that many blocks add to, in several parts, and heads that share K and V.
+PackedCase shared_prompt(std::int32_t prompt, std::int32_t responses, std::int32_t tokens, const PackedProblem& problem) {
+    PackedCase which = {"shared prompt", problem, {{-1, prompt}}};
+    for (std::int32_t i = 0; i < responses; ++i) which.segments.push_back({0, tokens + i});
+    return which;
+}
+/// Runs with the target of every round; all results must be those of the first, bit by bit.
+void same_bits(const PackedCase& which, int rounds, const std::function<Target(int)>& target_of) {
+    Gradients gradients(which, true);
+    gradients.scene.run(target_of(0));
+    std::vector<std::uint16_t> dq, dk, dv;
+    for (int round = 0; round < rounds; ++round) {
+        gradients.run(target_of(round), {.deterministic = true});
+        if (round == 0) dq = gradients.dq, dk = gradients.dk, dv = gradients.dv;
+        CAPTURE(round);
+        CHECK(gradients.dq == dq);
+        CHECK(gradients.dk == dk);
+        CHECK(gradients.dv == dv);
+    }
 }
 
 }  // namespace
 
-TEST_CASE("packed backward on host: gradients against the oracle") { all_cases(host_target(), packed_cases()); }
+/// What `sapwood bench --check` judges packs of any size by: some rows and keys alone, of the out and lse that there are.
+void some_rows_and_keys(const PackedCase& which) {
+    Gradients gradients(which, false);
+    gradients.scene.run(host_target());
+    const oracle::PackedGradients all = gradients.wanted();
+    const std::vector<std::int64_t> rows = {0, 63, gradients.scene.pack.rows() - 1},
+                                    keys = {1, 149, gradients.scene.pack.keys() - 2};
+    const auto some = oracle::packed_backward_of(which.problem, gradients.scene.tensors, gradients.scene.pack.rows(),
+                                                 gradients.scene.pack.keys(), which.sees(), gradients.dout.data(), rows, keys);
+    const auto error = [](const std::vector<double>& got, const std::vector<double>& whole, const std::vector<std::int64_t>& of) {
+        std::vector<double> wanted;
+        const std::ptrdiff_t width = std::ssize(got) / std::ssize(of);
+        for (const std::int64_t i : of) wanted.insert(wanted.end(), whole.begin() + i * width, whole.begin() + (i + 1) * width);
+        return support::relative_error(got, wanted);
+    };
+    CHECK(error(some.dq, all.dq, rows) <= support::tolerance(which.problem.dtype));
+    CHECK(error(some.dk, all.dk, keys) <= support::tolerance(which.problem.dtype));
+    CHECK(error(some.dv, all.dv, keys) <= support::tolerance(which.problem.dtype));
+    CHECK(error(some.dq, all.dq, {1, 64, 100}) > support::tolerance(which.problem.dtype));
+}
+
+TEST_CASE("packed backward on host: gradients against the oracle") { all_cases(host_target()); }
 TEST_CASE("packed backward on gpu: gradients against the oracle") {
-    if (support::gpu_available()) all_cases(gpu_target(), packed_cases());
+    if (support::gpu_available()) all_cases(gpu_target());
 }
 
 TEST_CASE("packed backward on host: start_q and end_k, of trees and of none, against the oracle") {
-    all_cases(host_target(), array_cases());
+    all_array_cases(host_target());
 }
 TEST_CASE("packed backward on gpu: start_q and end_k, of trees and of none, against the oracle") {
-    if (support::gpu_available()) all_cases(gpu_target(), array_cases());
+    if (support::gpu_available()) all_array_cases(gpu_target());
 }
 
 TEST_CASE("packed backward on host: a tree as start_q and end_k is the tree as segments") {
     const PackedCase trees = {"", {.q_heads = 2, .kv_heads = 1, .head_dim = 64, .dtype = DType::bf16}, random_trees(31, 500, 110)};
     Gradients segments(trees, true), arrays(as_arrays(trees, -7), true);
-    segments.run(host_target());
-    arrays.run(host_target());
+    for (Gradients* gradients : {&segments, &arrays}) {
+        gradients->scene.run(host_target());
+        gradients->run(host_target(), {});
+    }
     const auto apart = [](const std::vector<std::uint16_t>& a, const std::vector<std::uint16_t>& b) {
         std::vector<double> x, y;
         for (const std::uint16_t value : a) x.push_back(static_cast<double>(support::widen(DType::bf16, value)));
@@ -155,7 +249,7 @@ void changing_arrays(const Target& target) {
         for (auto* values : {&gradients.dq, &gradients.dk, &gradients.dv})
             std::fill(values->begin(), values->end(), support::kNan16);
         gradients.launch(target, plan);
-        CHECK(gradients.fault() == "");
+        CHECK(gradients.fault(gradients.wanted()) == "");
     };
     check();
     auto& start = gradients.scene.which.start_q;
@@ -203,9 +297,100 @@ TEST_CASE("packed backward: arrays that are missing are refused by name, a windo
     PackedCase which = {"", {.q_heads = 2, .kv_heads = 1, .head_dim = 64, .dtype = DType::bf16}, {}, {0, 140}, {0, 140}};
     which.mask.window_left = 20;
     Gradients gradients(with_any_arrays(which, 3, 0, 2, 30), false);
-    gradients.run(host_target());
-    CHECK(gradients.fault() == "");
+    gradients.scene.run(host_target());
+    gradients.run(host_target(), {});
+    CHECK(gradients.fault(gradients.wanted()) == "");
     gradients.scene.tensors.end_k = nullptr;
     PackedBackwardPlan plan = engine.plan_packed_backward(which.problem, gradients.scene.pack);
     CHECK_THROWS_WITH_AS(gradients.launch(host_target(), plan), doctest::Contains("end_k is null"), Error);
+}
+
+TEST_CASE("packed backward: what there is not over a pack with arrays is refused with what to do") {
+    Engine& engine = *host_target().engine;
+    const std::vector<std::int32_t> cu = {0, 140};
+    const Pack pack = Pack::from_cu_seqlens(cu, cu, {.causal = true, .dfs_arrays = true});
+    const PackedProblem problem = {.q_heads = 2, .kv_heads = 1, .head_dim = 64};
+    PackedProblem narrow = problem;
+    narrow.head_dim = 96;
+    CHECK_THROWS_WITH_AS(engine.plan_packed_backward(problem, pack, {.deterministic = true}),
+                         doctest::Contains("dfs_arrays: its order of additions is the plan's"), Error);
+    CHECK_THROWS_WITH_AS(engine.plan_packed_backward(problem, pack, {.config = {.mainloop = Mainloop::mma}}),
+                         doctest::Contains("dfs_arrays is made with mainloop wgmma alone"), Error);
+    CHECK_THROWS_WITH_AS(engine.plan_packed_backward(narrow, pack), doctest::Contains("head dims 96 and 96 on host"), Error);
+    CHECK_NOTHROW(engine.plan_packed_backward(problem, pack));
+}
+
+TEST_CASE("packed backward on host: every block size of mma.sync against the oracle") { all_tiles(host_target()); }
+TEST_CASE("packed backward on gpu: every block size of mma.sync against the oracle") {
+    if (support::gpu_available()) all_tiles(gpu_target());
+}
+
+TEST_CASE("packed backward on host: results of mma.sync do not depend on the order in which threads run") {
+    for (const PackedCase& which : {backward_tile_cases()[0], backward_tile_cases()[9]}) {
+        PackedCase forward = which;
+        forward.config = {};
+        Gradients first(forward, true), other(forward, true);
+        first.scene.run(host_target());
+        first.run(host_target(), {.config = which.config});
+        for (const std::uint64_t seed : {5, 6}) {
+            Engine engine(host_options(seed));
+            other.scene.run({&engine, nullptr});
+            other.run({&engine, nullptr}, {.config = which.config});
+            CHECK(first.dk == other.dk);
+            CHECK(first.dv == other.dv);
+            CHECK(other.fault(other.wanted()).empty());  // dQ is added up in any order, so its bits may differ
+        }
+    }
+}
+
+TEST_CASE("packed backward: tiles that cannot be are refused with what was asked and what there is") {
+    Engine& engine = *host_target().engine;
+    const Pack pack = Pack::from_segments(std::vector<Segment>{{-1, 64}});
+    const auto refused = [&](PackedProblem problem, const PackedConfig& config) {
+        try {
+            engine.plan_packed_backward(problem, pack, {.config = config});
+        } catch (const Error& error) {
+            CHECK(error.code() == ErrorCode::kUnsupportedDevice);
+            return std::string(error.what());
+        }
+        return std::string();
+    };
+    const PackedProblem narrow = {.q_heads = 1, .kv_heads = 1, .head_dim = 96},
+                        wide = {.q_heads = 1, .kv_heads = 1, .head_dim = 256};
+    CHECK(refused(narrow, {.mainloop = Mainloop::wgmma}).find("head dims 64 and 128, not 96; leave mainloop open or ask for mma") !=
+          std::string::npos);
+    CHECK(refused(narrow, {.block_kv = 32}).find("blocks of 32 keys do not divide head dims 96 and 96") != std::string::npos);
+    CHECK(refused(wide, {.block_kv = 128}).find("need about") != std::string::npos);
+    CHECK(refused(wide, {.producers = 4}).find("no copy warps") != std::string::npos);
+    CHECK(refused(wide, {.stages = 3}).find("stages 3 is not 1 or 2") != std::string::npos);
+    CHECK_THROWS_WITH_AS(engine.plan_packed_backward(wide, pack, {.deterministic = true}),
+                         doctest::Contains("deterministic backward pass is made with mainloop wgmma alone"), Error);
+}
+TEST_CASE("packed backward on host: deterministic gradients, however blocks and threads are scheduled") {
+    // Each engine is a schedule of its own: number of blocks at work at a time, order of a block's threads.
+    std::vector<std::unique_ptr<Engine>> engines;
+    for (unsigned i = 0; i < 5; ++i) {
+        EngineOptions options = host_options(i);
+        options.host_threads = 1 + i;
+        engines.push_back(std::make_unique<Engine>(options));
+    }
+    const PackedCase which = shared_prompt(140, 3, 250, {.q_heads = 8, .kv_heads = 1, .head_dim = 64});
+    PackedBackwardPlan plan = engines[0]->plan_packed_backward(which.problem, which.pack(), {.deterministic = true});
+    CHECK(plan.info().blocks > (which.pack().keys() + 127) / 128);  // or nothing is added up in parts
+    same_bits(which, 20, [&](int round) {
+        return Target{engines[static_cast<std::size_t>(round) % engines.size()].get(), nullptr};
+    });
+}
+TEST_CASE("packed backward on gpu: deterministic gradients, each time the same bits") {
+    if (!support::gpu_available()) return;
+    for (const std::int32_t dim : {64, 128})
+        same_bits(shared_prompt(2048, 8, 600, {.q_heads = 8, .kv_heads = 2, .head_dim = dim}), 20,
+                  [](int) { return gpu_target(); });
+}
+TEST_CASE("packed backward on host: the oracle of some rows and keys says what that of all says") {
+    for (const std::size_t i : {0, 1}) {
+        PackedCase which = packed_cases()[i];
+        which.padded = false;
+        some_rows_and_keys(which);
+    }
 }

@@ -78,6 +78,45 @@ const std::vector<PackedCase>& packed_cases() {
     return cases;
 }
 
+const std::vector<PackedCase>& backward_tile_cases() {
+    using D = DType;
+    const auto tiles = [](std::int32_t keys, std::int32_t stages, std::int32_t blocks = 1) {
+        return PackedConfig{.mainloop = Mainloop::mma, .block_kv = keys, .stages = stages, .blocks = blocks};
+    };
+    static const std::vector<PackedCase> cases = {
+        {"two blocks an SM", shape(D::bf16, 64, 0, 3, 1, 0, 25), ragged(), {}, {}, {}, tiles(64, 2, 2)},
+        {"one stage", shape(D::fp16, 64, 0, 2, 1), crumbs(), {}, {}, {}, tiles(128, 1)},
+        {"windows",
+         shape(D::fp16, 96, 0, 2, 1),
+         {},
+         {0, 300, 310},
+         {0, 290, 410},
+         {.causal = true, .window_left = 37},
+         tiles(64, 2)},
+        {"ragged trees", shape(D::bf16, 96, 64, 2, 2, -0.1f), ragged(), {}, {}, {}, tiles(128, 2)},
+        {"ragged trees", shape(D::bf16, 128, 0, 4, 2), ragged(), {}, {}, {}, tiles(64, 1)},
+        {"a prompt in parts", shape(D::bf16, 64, 0, 1, 1), {{-1, 130}, {0, 600}, {0, 610}, {0, 590}}, {}, {}, {}, tiles(64, 2)},
+        {"both sides",
+         shape(D::fp16, 192, 128, 2, 2, 0, 30),
+         {},
+         {0, 200},
+         {0, 333},
+         {.window_left = 100, .window_right = 9},
+         tiles(64, 1)},
+        {"more rows than keys",
+         shape(D::bf16, 192, 0, 2, 1),
+         {},
+         {0, 150, 150, 290},
+         {0, 40, 60, 260},
+         {.causal = true},
+         tiles(32, 1)},
+        {"everything", shape(D::fp16, 256, 0, 2, 1), {}, {0, 130, 200}, {0, 257, 257}, {}, tiles(64, 1)},
+        {"ragged trees", shape(D::bf16, 256, 0, 2, 1, 0, 20), ragged(), {}, {}, {}, tiles(32, 1)},
+        {"half tiles in parts", shape(D::fp16, 256, 0, 1, 1), {{-1, 40}, {0, 700}, {0, 801}, {0, 60}}, {}, {}, {}, tiles(32, 1)},
+    };
+    return cases;
+}
+
 PackedScene::PackedScene(const PackedCase& given) : which(given), pack(which.pack()) {
     const PackedProblem& p = which.problem;
     const std::int64_t dim_v = p.head_dim_v ? p.head_dim_v : p.head_dim;

@@ -27,6 +27,9 @@ struct PackedCase {
     oracle::Sees sees() const;
 };
 const std::vector<PackedCase>& packed_cases();
+/// For the backward pass by mma.sync, whose tiles `config` fixes: every block size and number of stages, with every head dim that
+/// some SM has them for.
+const std::vector<PackedCase>& backward_tile_cases();
 
 /// Host memory of a case. Gaps are NaN, out and lse poisoned.
 class PackedScene {

@@ -41,6 +41,7 @@ DraftMask star_of(std::int32_t count) {
 std::vector<DecodeCase> verify_cases() {
     constexpr DType fp16 = DType::fp16, bf16 = DType::bf16;
     constexpr Mainloop wgmma = Mainloop::wgmma;
+    constexpr DecodeConfig wide = {.mainloop = wgmma, .block_kv = 128};
     const Tree two = {{-1, 133, 0}, {-1, 61, 1}, {0, 0, 0}};
     std::vector<DecodeCase> cases = {
         {"trees", fp16, 128, 0, 4, 2, 0, two},
@@ -55,6 +56,9 @@ std::vector<DecodeCase> verify_cases() {
         {"warpgroup", fp16, 128, 0, 4, 2, 0, two, {.mainloop = wgmma}},
         {"warpgroup", bf16, 64, 128, 3, 1, 16, two, {.mainloop = wgmma, .split = 5}},
         {"soft-cap", fp16, 128, 0, 4, 1, 1, two, {}, Layout::padded, 0, 2.5f},
+        {"warpgroup, wide", fp16, 128, 0, 4, 2, 0, two, wide},
+        {"warpgroup, wide", bf16, 64, 128, 3, 1, 16, two, {.mainloop = wgmma, .block_kv = 128, .split = 5}},
+        {"soft-cap, warpgroup, wide", bf16, 128, 0, 16, 1, 64, two, wide, Layout::hnd, 0, 2.5f},
         {"soft-cap, warpgroup", bf16, 128, 0, 16, 1, 64, two, {.mainloop = wgmma}, Layout::hnd, 0, 2.5f},
     };
     for (DecodeCase& which : cases)
@@ -73,6 +77,7 @@ std::vector<DecodeCase> verify_cases() {
     std::vector<std::uint8_t> late(40 * 80, 0);
     for (std::size_t r = 0; r < 40; ++r) late[r * 80 + 70 + r % 10] = 1;
     add({"first tile masked", fp16, 128, 0, 4, 1, 0, lone(40)}, {{-1, DraftMask::from_dense(late.data(), 40, 80)}});
+    add({"many rows, warpgroup, wide", fp16, 128, 0, 2, 1, 0, lone(90), wide}, {{0, tree(7, 200)}, {0, bits(8, 150, 100)}});
     add({"first tile masked, warpgroup", fp16, 128, 0, 4, 1, 0, lone(40), {.mainloop = wgmma}},
         {{-1, DraftMask::from_dense(late.data(), 40, 80)}});
     return cases;

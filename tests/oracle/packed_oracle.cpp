@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <utility>
 
 #include "support/half.h"
 #include "support/parallel.h"
@@ -193,6 +194,57 @@ PackedGradients packed_backward(const PackedProblem& problem, const PackedTensor
                         dk[d] += ds * query[at(d)];
                     }
                     for (std::int64_t d = 0; d < x.dim_v; ++d) dv[d] += r.weight[j] * dy[at(d)];
+                }
+            }
+        }
+    });
+    return g;
+}
+
+PackedGradients packed_backward_of(const PackedProblem& problem, const PackedTensors& tensors, std::int64_t rows, std::int64_t keys,
+                                   const Sees& sees, const std::uint16_t* dout, std::span<const std::int64_t> of_rows,
+                                   std::span<const std::int64_t> of_keys) {
+    const Inputs x(problem, tensors, rows, keys);
+    const Inputs::Tensor out(tensors.out, 0, 0, x.heads, x.dim_v), dy(dout, 0, 0, x.heads, x.dim_v);
+    /// Of a pair: its weight, and the gradient of its score before the scale.
+    const auto pair = [&](std::int64_t row, std::int64_t key, std::int64_t head, const std::vector<double>& query,
+                          const std::vector<double>& given) {
+        double s = x.scale * dot(query, x.key(key, head)), slope = 1;
+        if (x.cap != 0) {
+            const double t = std::tanh(s / x.cap);
+            s = x.cap * t, slope = 1 - t * t;
+        }
+        const double weight = std::exp(s - static_cast<double>(tensors.lse[head * rows + row]));
+        const double mean = dot(out.row(x.table, row, head, x.dim_v), given);
+        return std::pair(weight, weight * (dot(given, x.value(key, head)) - mean) * slope * x.scale);
+    };
+    PackedGradients g;
+    g.dq.resize(of_rows.size() * at(x.heads * x.dim));
+    g.dk.resize(of_keys.size() * at(x.kv_heads * x.dim));
+    g.dv.resize(of_keys.size() * at(x.kv_heads * x.dim_v));
+    support::parallel_for(std::ssize(of_rows) * x.heads, 1, [&](std::int64_t begin, std::int64_t end) {
+        for (std::int64_t i = begin; i < end; ++i) {
+            const std::int64_t row = of_rows[at(i / x.heads)], head = i % x.heads;
+            const std::vector<double> query = x.query(row, head), given = dy.row(x.table, row, head, x.dim_v);
+            for (std::int64_t k = 0; k < keys; ++k) {
+                if (!sees(row, k)) continue;
+                const double ds = pair(row, k, head, query, given).second;
+                const std::vector<double> key = x.key(k, head);
+                for (std::int64_t d = 0; d < x.dim; ++d) g.dq[at(i * x.dim + d)] += ds * key[at(d)];
+            }
+        }
+    });
+    support::parallel_for(std::ssize(of_keys) * x.kv_heads, 1, [&](std::int64_t begin, std::int64_t end) {
+        const std::int64_t group = x.heads / x.kv_heads;
+        for (std::int64_t i = begin; i < end; ++i) {
+            const std::int64_t k = of_keys[at(i / x.kv_heads)];
+            for (std::int64_t head = i % x.kv_heads * group, last = head + group; head < last; ++head) {
+                for (std::int64_t row = 0; row < rows; ++row) {
+                    if (!sees(row, k)) continue;
+                    const std::vector<double> query = x.query(row, head), given = dy.row(x.table, row, head, x.dim_v);
+                    const auto [weight, ds] = pair(row, k, head, query, given);
+                    for (std::int64_t d = 0; d < x.dim; ++d) g.dk[at(i * x.dim + d)] += ds * query[at(d)];
+                    for (std::int64_t d = 0; d < x.dim_v; ++d) g.dv[at(i * x.dim_v + d)] += weight * given[at(d)];
                 }
             }
         }

@@ -35,5 +35,10 @@ struct PackedGradients {
 /// Gradients of sum(out * dout) + sum(lse * dlse). dout [rows, Hq, Dv], dlse [Hq, rows] or empty.
 PackedGradients packed_backward(const PackedProblem& problem, const PackedTensors& tensors, std::int64_t rows, std::int64_t keys,
                                 const Sees& sees, std::span<const double> dout, std::span<const double> dlse);
+/// The same of some rows (dq) and some keys (dk and dv) of a pack of any size, without dlse: of the out and lse in `tensors`, which
+/// a backward pass is given and does not judge. All tensors are dense; `dout` is [rows, Hq, Dv] of the problem's dtype.
+PackedGradients packed_backward_of(const PackedProblem& problem, const PackedTensors& tensors, std::int64_t rows, std::int64_t keys,
+                                   const Sees& sees, const std::uint16_t* dout, std::span<const std::int64_t> of_rows,
+                                   std::span<const std::int64_t> of_keys);
 
 }  // namespace sapwood::oracle

@@ -92,18 +92,38 @@ void check_list(const Pack& pack, const oracle::Sees& sees, std::int32_t block_q
     CHECK(pairs == pack.visible_pairs());
 }
 
+/// Turns of a row tile, and of a block's parts, count up in the order of the blocks: nobody waits for a later one.
+std::int64_t faults_of_turns(const BackwardList& list) {
+    std::map<int, std::uint32_t> made, parts;  // additions, by row tile and by slot
+    std::int64_t faults = list.block_turns.size() != list.blocks.size();
+    faults += std::ssize(list.turns) != list.tiles;
+    for (std::size_t b = 0; b < list.blocks.size() && faults == 0; ++b) {
+        const abi::KeyBlock& block = list.blocks[b];
+        faults += list.block_turns[b].part != (block.slot == abi::KeyBlock::kNoSlot ? 0 : parts[block.slot]++);
+        std::uint32_t turn = list.block_turns[b].first, span_at = block.span_begin;
+        for (const std::uint32_t end = turn + block.tiles; turn < end; ++span_at)
+            for (unsigned t = 0; t < list.spans[span_at].tiles; ++t, ++turn)
+                faults += list.turns[turn] != made[list.spans[span_at].row_begin + static_cast<int>(t * abi::kRowTile)]++;
+    }
+    return faults;
+}
+
 /// The same of the lists of a backward pass, parts of blocks included.
-void check_backward_list(const Pack& pack, const oracle::Sees& sees, std::int64_t share) {
-    constexpr std::int32_t kKeys = 128, kRows = abi::kRowTile;
+void check_backward_list(const Pack& pack, const oracle::Sees& sees, std::int64_t share, bool by_rows,
+                         std::int32_t block_keys = 128) {
+    constexpr std::int32_t kRows = abi::kRowTile;
     BackwardList list;
-    list.build(pack, kKeys, [&](std::int64_t all) { return all / share; });
+    list.build(
+        pack, block_keys, [&](std::int64_t all) { return all / share; }, by_rows);
+    if (by_rows) list.number_turns();
     std::vector<int> seen(static_cast<std::size_t>(pack.rows() * pack.keys()));
     std::map<int, int> covered;  // key blocks
     std::map<int, int> parts;
     std::int64_t tiles = 0, last = 1 << 30, faults = 0;
     for (const abi::KeyBlock& block : list.blocks) {
-        CHECK(block.tiles <= last);
-        last = block.tiles;
+        const std::int64_t first = block.tiles > 0 ? list.spans[block.span_begin].row_begin : -1;
+        CHECK((by_rows ? first : block.tiles) <= last);
+        last = by_rows ? first : block.tiles;
         covered[block.key_begin] = block.keys;
         ++parts[block.key_begin];
         if (block.slot != abi::KeyBlock::kNoSlot) {
@@ -117,7 +137,7 @@ void check_backward_list(const Pack& pack, const oracle::Sees& sees, std::int64_
             faults += span.row_begin % kRows != 0;
             for (unsigned t = 0; t < span.tiles; ++t, ++in_block) {
                 const std::int64_t row_begin = span.row_begin + static_cast<std::int64_t>(t) * kRows;
-                for (std::int64_t key = block.key_begin; key < block.key_begin + kKeys; ++key) {
+                for (std::int64_t key = block.key_begin; key < block.key_begin + block_keys; ++key) {
                     for (std::int64_t row = row_begin; row < row_begin + kRows; ++row) {
                         bool visible = span.runs == 0;
                         for (unsigned i = 0; i < span.runs && !visible; ++i)
@@ -141,18 +161,18 @@ void check_backward_list(const Pack& pack, const oracle::Sees& sees, std::int64_
     for (std::int64_t row = 0; row < pack.rows(); ++row)
         for (std::int64_t key = 0; key < pack.keys(); ++key)
             faults += seen[static_cast<std::size_t>(row * pack.keys() + key)] != static_cast<int>(sees(row, key));
+    if (by_rows) faults += faults_of_turns(list);
     CHECK(faults == 0);
     CHECK(tiles == list.tiles);
 }
 
-}  // namespace
-
-TEST_CASE("backward lists: every pair that is visible is in one tile of one part, and no other") {
+void check_backward_lists(bool by_rows) {
     Random random{std::mt19937(3)};
     for (int round = 0; round < 40; ++round) {
         CAPTURE(round);
         const auto segments = random_segments(random);
-        check_backward_list(Pack::from_segments(segments), oracle::sees_segments(segments), 1 + random(0, 8));
+        check_backward_list(Pack::from_segments(segments), oracle::sees_segments(segments), 1 + random(0, 8), by_rows,
+                            32 << round % 3);
     }
     for (int round = 0; round < 40; ++round) {
         CAPTURE(round);
@@ -164,15 +184,24 @@ TEST_CASE("backward lists: every pair that is visible is in one tile of one part
         PackedMask mask = {.causal = random(0, 1) == 0};
         if (random(0, 1) == 0) mask.window_left = static_cast<std::int32_t>(random(0, 90));
         if (random(0, 2) == 0) mask.window_right = static_cast<std::int32_t>(random(0, 90));
-        check_backward_list(Pack::from_cu_seqlens(q, k, mask), oracle::sees_sequences(q, k, mask), 4);
+        check_backward_list(Pack::from_cu_seqlens(q, k, mask), oracle::sees_sequences(q, k, mask), 4, by_rows, 32 << round % 3);
     }
     // One block that every response sees, far above its share.
     std::vector<Segment> segments = {{-1, 100}};
     for (int i = 0; i < 40; ++i) segments.push_back({0, 60 + i % 9});
-    check_backward_list(Pack::from_segments(segments), oracle::sees_segments(segments), 1000);
+    for (const std::int64_t share : {4, 30, 1000})
+        check_backward_list(Pack::from_segments(segments), oracle::sees_segments(segments), share, by_rows);
     BackwardList list;
-    list.build(Pack::from_segments(segments), 128, [](std::int64_t) { return 0; });
+    list.build(
+        Pack::from_segments(segments), 128, [](std::int64_t) { return 24; }, by_rows);
     CHECK(list.slots.size() == 1);
+}
+
+}  // namespace
+
+TEST_CASE("backward lists: every pair that is visible is in one tile of one part, and no other") { check_backward_lists(false); }
+TEST_CASE("backward lists: the same by rows, and every turn is that of a block that was drawn before") {
+    check_backward_lists(true);
 }
 
 TEST_CASE("packed lists: every pair that a tree allows is in one tile, and no other") {
