@@ -12,28 +12,18 @@
 #include "terminal.h"
 
 namespace sapwood::tool {
-namespace {
 
-using support::PackedSpec;
-using support::PackedVariant;
-
-struct Item {
-    PackedSpec spec;
-    PackedVariant variant;
-    std::string title() const { return spec.name + " " + variant.to_string(); }
-};
-
-std::vector<Item> items_of(const Selection& cases) {
-    std::vector<Item> chosen;
+std::vector<PackedItem> packed_items(const Selection& cases) {
+    std::vector<PackedItem> chosen;
     const auto specs = support::load_packed_workload(cases.file);
-    const bool exact = std::any_of(specs.begin(), specs.end(), [&](const PackedSpec& s) { return s.name == cases.name; });
-    for (const PackedSpec& spec : specs) {
+    const bool exact = std::any_of(specs.begin(), specs.end(), [&](const support::PackedSpec& s) { return s.name == cases.name; });
+    for (const support::PackedSpec& spec : specs) {
         const bool glob = cases.name.find_first_of("*?[") != std::string::npos;
         const bool named = cases.name.empty() || (exact  ? spec.name == cases.name
                                                   : glob ? fnmatch(cases.name.c_str(), spec.name.c_str(), 0) == 0
                                                          : spec.name.starts_with(cases.name));
         if (!named || spec.block_causal || (!cases.set.empty() && spec.set != cases.set)) continue;
-        for (const PackedVariant& v : support::variants(spec)) {
+        for (const support::PackedVariant& v : support::variants(spec)) {
             if (!cases.heads.empty() && cases.heads != text("%d/%d", v.q_heads, v.kv_heads)) continue;
             if (cases.head_dim > 0 && cases.head_dim != v.head_dim) continue;
             if (!cases.dtype.empty() && (cases.dtype == "fp16") != (v.dtype == DType::fp16)) continue;
@@ -43,6 +33,13 @@ std::vector<Item> items_of(const Selection& cases) {
     if (chosen.empty()) throw Stop{kUsage, "no case of " + cases.file + " fits the selection"};
     return chosen;
 }
+
+namespace {
+
+using support::PackedSpec;
+using support::PackedVariant;
+
+using Item = PackedItem;
 
 PackedConfig config_of(const std::string& given) {
     const DecodeConfig parsed = parse_config(given);
@@ -145,7 +142,7 @@ nlohmann::json to_json(const Item& item, const Pack& pack) {
 }  // namespace
 
 int run_packed(const Selection& cases, JsonLines& json, const PackedRunOptions& options) {
-    const auto items = items_of(cases);
+    const auto items = packed_items(cases);
     Engine engine({.target = options.target, .cache_dir = options.cache});
     const DevicePtr device = device_of(options.target, engine.has_device());
     if (!json.to_stdout()) std::printf("target %s\n", engine.target().c_str());
@@ -294,7 +291,7 @@ private:
 }  // namespace
 
 int bench_packed(const Selection& cases, JsonLines& json, const PackedRunOptions& options) {
-    const auto items = items_of(cases);
+    const auto items = packed_items(cases);
     if (cuda::device_count() == 0)
         throw Stop{kNotPossible, "bench needs a GPU: " + cuda::driver_problem() + ". `sapwood run` runs on the host target"};
     Engine engine({.target = options.target, .cache_dir = options.cache});

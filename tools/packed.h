@@ -5,6 +5,7 @@
 #include <string>
 
 #include "common.h"
+#include "support/packed_workload.h"
 
 namespace sapwood::tool {
 
@@ -16,6 +17,14 @@ struct PackedRunOptions {
     double budget = 2;            // bench: seconds of GPU time a case and pass
     std::string passes = "fwd,bwd";
 };
+
+struct PackedItem {
+    support::PackedSpec spec;
+    support::PackedVariant variant;
+    std::string title() const { return spec.name + " " + variant.to_string(); }
+};
+/// The cases of a training workload that are selected; throws Stop if there are none.
+std::vector<PackedItem> packed_items(const Selection& cases);
 
 /// Both return an exit code.
 int run_packed(const Selection& cases, JsonLines& json, const PackedRunOptions& options);

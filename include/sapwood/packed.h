@@ -93,6 +93,7 @@ struct PackedPlanInfo {
     std::int64_t list_bytes = 0;     ///< device memory of the tile lists: all that a forward pass needs beyond its tensors
     double flops = 0;                ///< of visible pairs: 2 * (head_dim + head_dim_v) * Hq each
     std::int32_t grid = 0;
+    TuneMatch tuned = TuneMatch::none;  ///< where the configuration comes from
 };
 
 /// Tile lists for one pack, made by Engine::plan_packed; plain host data. Move-only. In flight on one stream at a time.

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "engine/calls.h"
 #include "engine/engine_impl.h"
+#include "engine/pack_tracing.h"
 #include "engine/packed_buffers.h"
 #include "kernel/render.h"
 
@@ -27,8 +28,9 @@ Kernel* make_ready(PackedPlan::Impl& plan, KernelService& service, jit::Origin* 
 }  // namespace
 
 PackedPlan Engine::plan_packed(const PackedProblem& problem, const Pack& pack, const PackedConfig& config) {
-    auto plan = make_packed_plan(problem, pack, config, impl_->service->setup.limits);
+    auto plan = impl_->service->tuning->plan(problem, pack, config, impl_->service->setup.limits);
     plan->key = key_of(*plan).to_string();
+    trace_plan(*impl_, *plan, pack, {.config = plan->config, .keys = {plan->key}});
     return PackedPlan(std::move(plan));
 }
 
@@ -64,6 +66,7 @@ void Engine::launch(PackedPlan& plan, const PackedTensors& tensors, void* stream
     params = buffers->base();
     bind(host, tensors, *service.setup.memory, params);
     enqueue(service, *buffers->kernel(), host.grid(), params, stream);
+    trace_launch(host);
 }
 
 std::string Engine::source(const PackedPlan& plan) const { return render(key_of(plan.impl())).source; }

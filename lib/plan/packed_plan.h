@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -20,6 +22,7 @@ struct PackedPlan::Impl {
     std::int32_t section_heads = 1;  // query heads that are worked on together
     std::string key;
     std::shared_ptr<void> device;
+    std::shared_ptr<std::atomic<std::uint64_t>> launches;  // counted in a trace; null: in none
 
     int block_q() const { return config.warps * 16; }
     int grid() const { return info.grid; }
