@@ -100,6 +100,7 @@ struct PackedPlanInfo {
     bool dfs_arrays = false;         ///< tiles and pairs are bounds: which of them are walked, the arrays of a call say
     double flops = 0;                ///< of visible pairs: 2 * (head_dim + head_dim_v) * Hq each
     std::int32_t grid = 0;
+    TuneMatch tuned = TuneMatch::none;  ///< where the configuration comes from
 };
 
 /// Tile lists for one pack, made by Engine::plan_packed; plain host data. Move-only. In flight on one stream at a time.

@@ -7,6 +7,7 @@
 #include "engine/backward_buffers.h"
 #include "engine/calls.h"
 #include "engine/engine_impl.h"
+#include "engine/pack_tracing.h"
 
 namespace sapwood {
 namespace {
@@ -55,6 +56,7 @@ PackedBackwardPlan Engine::plan_packed_backward(const PackedProblem& problem, co
     }
     for (const Family family : {Family::backward_prepare, Family::packed_backward, Family::backward_finish})
         plan->keys.push_back(key_of(*plan, family).to_string());
+    if (!pack.dfs_arrays()) trace_plan(*impl_, *plan, pack, {.backward = true, .keys = plan->keys});
     return PackedBackwardPlan(std::move(plan));
 }
 
@@ -95,6 +97,7 @@ void Engine::launch(PackedBackwardPlan& plan, const PackedGradients& tensors, vo
     if (row_grid > 0) enqueue(service, *kernels.prepare, row_grid, call.prepare, stream);
     if (host.info.grid > 0) enqueue(service, *kernels.main, host.info.grid, call.main, stream);
     if (row_grid > 0) enqueue(service, *kernels.finish, row_grid, call.finish, stream);
+    trace_launch(host);
 }
 
 }  // namespace sapwood

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "engine/calls.h"
 #include "engine/engine_impl.h"
+#include "engine/pack_tracing.h"
 #include "engine/packed_buffers.h"
 #include "kernel/render.h"
 
@@ -32,13 +33,17 @@ PackedKernels make_ready(PackedPlan::Impl& plan, KernelService& service, jit::Or
 }  // namespace
 
 PackedPlan Engine::plan_packed(const PackedProblem& problem, const Pack& pack, const PackedConfig& config) {
-    auto plan = make_packed_plan(problem, pack, config, impl_->service->setup.limits);
+    // Sizes of a pack with arrays are those of the causal mask: neither a bucket of the tuner nor a record of a trace.
+    const Limits& limits = impl_->service->setup.limits;
+    auto plan = pack.dfs_arrays() ? make_packed_plan(problem, pack, config, limits)
+                                  : impl_->service->tuning->plan(problem, pack, config, limits);
     plan->key = key_of(*plan).to_string();
     if (pack.dfs_arrays()) {
         for (const Family family : {Family::array_bounds, Family::forward_tiles})
             plan->keys.push_back(array_key(family, plan->limits.target).to_string());
     }
     plan->keys.push_back(plan->key);
+    if (!pack.dfs_arrays()) trace_plan(*impl_, *plan, pack, {.config = plan->config, .keys = plan->keys});
     return PackedPlan(std::move(plan));
 }
 
@@ -76,6 +81,7 @@ void Engine::launch(PackedPlan& plan, const PackedTensors& tensors, void* stream
     const PackedKernels& kernels = buffers->kernels();
     if (host.arrays.present) enqueue_lists(service, host, kernels, call, stream);
     enqueue(service, *kernels.main, host.grid(), call.main, stream);
+    trace_launch(host);
 }
 
 std::string Engine::source(const PackedPlan& plan) const { return render(key_of(plan.impl())).source; }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
+#include <cstdint>
 #include <memory>
 
 #include "plan/array_list.h"
@@ -22,6 +24,7 @@ struct PackedBackwardPlan::Impl {
     std::int32_t section_heads = 1;  // KV heads that are worked on together
     std::vector<std::string> keys;
     std::shared_ptr<void> device;
+    std::shared_ptr<std::atomic<std::uint64_t>> launches;  // counted in a trace; null: in none
 
     /// fp32 values in which dK and dV of blocks in several parts are added up.
     std::int64_t kv_sums() const {

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
+#include <cstdint>
 #include <memory>
 #include <string>
 
@@ -23,6 +25,7 @@ struct PackedPlan::Impl {
     std::string key;
     std::vector<std::string> keys;  // of all its kernels, in the order in which they run
     std::shared_ptr<void> device;
+    std::shared_ptr<std::atomic<std::uint64_t>> launches;  // counted in a trace; null: in none
 
     int block_q() const { return config.warps * 16; }
     int grid() const { return info.grid; }
