@@ -44,6 +44,7 @@ struct BackwardProducts {
             shared.values.wait_full(value);
             if (item.steps == 0) release(shared.values.empty(0));
             SAPWOOD_NO_UNROLL for (u32 left = item.steps; left > 0; --left) step(left == 1);
+            if constexpr (Traits::kArrays) item = shared.item(items.stage);  // kept by no register over the steps
             const u32 part = Traits::Order::kFixed ? shared.part(items.stage) : 0;
             release(shared.items.empty(items.stage));
             if (item.slot() == abi::KeyBlock::kNoSlot) {
