@@ -52,6 +52,7 @@ struct PackedForwardParams {
     unsigned section_heads;  // query heads that are worked on together, so that their keys stay in L2
     float scale_log2;        // as in DecodeParams
     float softcap_log2;
+    const int *start_q, *end_k;  // of a pack with arrays: row r sees key k only if start_q[r] <= end_k[k]
 };
 
 /// Tiles of kRowTile query rows, one behind the other; row_begin is a multiple of kRowTile.
@@ -121,6 +122,7 @@ struct BackwardParams {
     unsigned section_heads;          // KV heads that are worked on together
     float scale;                     // of scores
     float scale_log2, softcap_log2;  // as in DecodeParams
+    const int *start_q, *end_k;      // as in PackedForwardParams
 };
 
 /// Behind the backward pass: dQ from its sums, and dK and dV of blocks that were worked on in parts.
@@ -132,6 +134,55 @@ struct BackwardFinishParams {
     int rows;
     unsigned row_tiles, q_heads, kv_heads, slots;
     float scale;
+};
+
+/// Least and greatest of consecutive values of start_q or end_k.
+struct alignas(8) Bounds {
+    int low, high;
+};
+inline constexpr unsigned kKeyUnit = 32;        // values of end_k with bounds of their own; start_q has a kRowTile
+inline constexpr unsigned kArrayThreads = 128;  // of a block of the kernels below, each warp with work of its own
+inline constexpr int kNoLow = 0x7fffffff, kNoHigh = -0x7fffffff - 1;
+
+/// Before the tile lists of a pack with arrays: bounds of one array.
+struct ArrayBoundsParams {
+    const int* values;
+    Bounds* bounds;
+    unsigned count;  // of values
+    unsigned unit;   // values a bound, a multiple of 32
+};
+
+/// What is known of a block of a pack with arrays before the arrays are: its runs, how many spans it has room for and, of keys, the
+/// row tiles that its part of the block may walk.
+struct alignas(8) ArrayBlock {
+    unsigned run_begin, runs;
+    unsigned room;
+    unsigned tile_begin, tile_end;
+    unsigned reserved;
+};
+
+/// The tile lists of a pack with arrays, forward: fills in QueryBlock::tiles and the spans.
+struct ForwardTilesParams {
+    const int* start_q;
+    const Bounds* bounds;  // of end_k
+    const KeyRun* runs;
+    const ArrayBlock* blocks;  // beside query_blocks
+    QueryBlock* query_blocks;
+    KeySpan* spans;
+    unsigned query_block_count;
+    unsigned units;  // bounds there are
+    int block_kv;
+};
+
+/// The same for a backward pass: KeyBlock::tiles and the spans.
+struct BackwardTilesParams {
+    const int* end_k;
+    const Bounds* bounds;  // of start_q
+    const KeyRun* runs;
+    const ArrayBlock* blocks;
+    KeyBlock* key_blocks;
+    RowSpan* spans;
+    unsigned key_block_count;
 };
 
 }  // namespace sapwood::abi

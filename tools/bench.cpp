@@ -23,7 +23,7 @@ struct Options {
     std::string target = "cuda", config, modes = "cold,warm,rotate", exact_limit = "8GB", cache, passes = "fwd,bwd",
                 backward_config;
     double bandwidth = 3.0, budget = 2.0;
-    bool check = false, no_overlap = false;
+    bool check = false, no_overlap = false, arrays = false;
     std::int32_t check_requests = 24;
 };
 
@@ -182,7 +182,8 @@ int bench(Options& options) {
                              .check = options.check,
                              .check_rows = options.check_requests,
                              .budget = options.budget,
-                             .passes = options.passes});
+                             .passes = options.passes,
+                             .arrays = options.arrays});
     const auto items = options.cases.items();
     if (cuda::device_count() == 0)
         throw Stop{kNotPossible, "bench needs a GPU: " + cuda::driver_problem() + ". `sapwood run` runs on the host target"};
@@ -285,6 +286,7 @@ void add_bench(CLI::App& app, Action& action) {
     sub->add_option("--backward-config", options->backward_config, "the same for the backward pass of training workloads");
     sub->add_option("--passes", options->passes, "training workloads: of fwd,bwd,bwd-det (deterministic); fwd always")
         ->capture_default_str();
+    sub->add_flag("--arrays", options->arrays, "training workloads: trees as start_q and end_k, which the device classifies");
     sub->add_option("--bandwidth", options->bandwidth, "TB/s of the floor")->capture_default_str();
     sub->add_option("--budget", options->budget, "seconds of GPU time a case, all modes together")->capture_default_str();
     sub->add_flag("--check", options->check, "compare a subset of the requests with the fp64 oracle after timing");

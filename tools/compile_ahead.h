@@ -48,6 +48,7 @@ private:
     }
     void fill(const TuneJob& job) {
         // By problem, not by forest: the kernels of the list are the same for every tree of these shapes.
+        if (job.packed) return;  // a few kernels that every pack of a shape shares
         TuneOptions options = tune_options(args_);
         for (DecodeConfig config : tune::configs_of(*tune::list_for(device_.limits.sm).list)) {
             try {

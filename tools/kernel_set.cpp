@@ -26,6 +26,7 @@ std::vector<std::string> KernelSet::targets() const {
 std::map<std::string, KernelSet::Target> KernelSet::resolve(const EngineOptions& options) const {
     std::optional<EngineConfig> config;
     std::vector<TraceProblem> trace;
+    std::vector<TracedPack> packs;
     std::vector<std::string> keys;
     std::set<std::string> wanted;
     if (!config_.empty()) {
@@ -34,7 +35,9 @@ std::map<std::string, KernelSet::Target> KernelSet::resolve(const EngineOptions&
     }
     if (!trace_.empty()) {
         trace = read_trace(trace_);
+        packs = read_traced_packs(trace_);
         for (const TraceProblem& record : trace) wanted.insert(record.target);
+        for (const TracedPack& record : packs) wanted.insert(record.target);
     }
     if (!keys_.empty()) {
         std::ifstream in(keys_);
@@ -61,6 +64,7 @@ std::map<std::string, KernelSet::Target> KernelSet::resolve(const EngineOptions&
         };
         if (config) take(keys_of(*target.engine, *config));
         if (!trace.empty()) take(keys_of(*target.engine, trace));
+        if (!packs.empty()) take(keys_of(*target.engine, packs));
         for (const std::string& key : keys)
             if (key.ends_with("/" + name)) target.keys.push_back(key);
         std::sort(target.keys.begin(), target.keys.end());

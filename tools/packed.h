@@ -15,6 +15,7 @@ struct PackedRunOptions {
     double host_work = 0;         // host target: skip cases of more FLOP
     double budget = 2;            // bench: seconds of GPU time a case and pass
     std::string passes = "fwd,bwd";
+    bool arrays = false;  // bench: trees as start_q and end_k on the device
 };
 
 /// Both return an exit code.

@@ -41,7 +41,7 @@ public:
         const PackedPlanInfo info = plan.info();
         Timed timed = {.flops = info.flops, .tiles = info.tiles, .partial_tiles = info.partial_tiles};
         timed.pairs_in_tiles = info.tiles * info.config.warps * 16 * info.config.block_kv;
-        timed.plan_us = planning([&] { engine_.plan_packed(problem, Pack::from_segments(item.spec.segments), config); });
+        timed.plan_us = planning([&] { engine_.plan_packed(problem, packed_trees(item, options_.arrays), config); });
         engine_.prepare(plan);
         timed.us = time([&](int) { engine_.launch(plan, there.tensors, stream_.get()); });
         if (!options_.check) return timed;
@@ -62,7 +62,7 @@ public:
         const PackedBackwardInfo info = plan.info();
         Timed timed = {.flops = info.flops, .tiles = info.tiles, .partial_tiles = info.partial_tiles};
         timed.pairs_in_tiles = info.tiles * 64 * info.config.block_kv;
-        timed.plan_us = planning([&] { engine_.plan_packed_backward(problem, Pack::from_segments(item.spec.segments), how); });
+        timed.plan_us = planning([&] { engine_.plan_packed_backward(problem, packed_trees(item, options_.arrays), how); });
         engine_.prepare(plan);
         const auto bytes = [](std::int64_t rows, std::int64_t heads, std::int64_t dim) {
             return static_cast<std::size_t>(rows * heads * dim) * 2;
@@ -147,7 +147,13 @@ int bench_packed(const Selection& cases, JsonLines& json, const PackedRunOptions
         const Pack pack = Pack::from_segments(item.spec.segments);
         PackedValues values(pack, item.variant, item.spec.seed);
         PackedOnDevice there(device, values);
-        const auto report = [&](const char* pass, const Timed& timed) {
+        // FLOPs stay those of the trees: a plan for arrays knows no more than the causal bound.
+        const Pack planned = packed_trees(item, options.arrays);
+        std::optional<PackedArraysOnDevice> arrays;
+        if (options.arrays) arrays.emplace(device, item, there);
+        const double share = static_cast<double>(pack.visible_pairs()) / static_cast<double>(planned.visible_pairs());
+        const auto report = [&](const char* pass, Timed timed) {
+            timed.flops *= share;
             const double us = median(timed.us), best = *std::min_element(timed.us.begin(), timed.us.end());
             const auto tokens = static_cast<double>(pack.rows()), pairs = static_cast<double>(pack.visible_pairs());
             failed += timed.verdict && !timed.verdict->passes;
@@ -167,12 +173,12 @@ int bench_packed(const Selection& cases, JsonLines& json, const PackedRunOptions
                        text("%.0f", timed.flops / us * 1e-6), text("%.0f", timed.flops / best * 1e-6), text("%.0f", timed.plan_us),
                        timed.verdict ? text("%.2e%s", timed.verdict->error, timed.verdict->passes ? "" : " !") : ""});
         };
-        report("fwd", bench.forward(item, pack, values, there));
+        report("fwd", bench.forward(item, planned, values, there));
         const PackedConfig config = packed_config(options.backward_config);
         for (const bool deterministic : {false, true}) {
             const char* pass = deterministic ? "bwd-det" : "bwd";
             if (names(options.passes, pass))
-                report(pass, bench.backward(item, pack, values, there, {.deterministic = deterministic, .config = config}));
+                report(pass, bench.backward(item, planned, values, there, {.deterministic = deterministic, .config = config}));
         }
     }
     for (const auto& [pass, mean] : means)

@@ -5,6 +5,7 @@
 
 #include "oracle/packed_oracle.h"
 #include "support/compare.h"
+#include "support/dfs_arrays.h"
 #include "terminal.h"
 
 namespace sapwood::tool {
@@ -73,6 +74,17 @@ void PackedOnDevice::download() const {
     lse_.download(values_.lse.data(), values_.lse.size() * 4);
 }
 
+Pack packed_trees(const PackedItem& item, bool arrays) {
+    return arrays ? support::arrays_of(item.spec.segments).pack() : Pack::from_segments(item.spec.segments);
+}
+
+PackedArraysOnDevice::PackedArraysOnDevice(const DevicePtr& device, const PackedItem& item, PackedOnDevice& there) {
+    const support::DfsArrays arrays = support::arrays_of(item.spec.segments);
+    start_ = DeviceBuffer(device, arrays.start_q.data(), arrays.start_q.size() * 4);
+    end_ = DeviceBuffer(device, arrays.end_k.data(), arrays.end_k.size() * 4);
+    there.tensors.start_q = start_.as<std::int32_t>(), there.tensors.end_k = end_.as<std::int32_t>();
+}
+
 bool PackedChecked::passes(DType dtype) const {
     return out_error <= support::tolerance(dtype) && worst_row <= 4 * support::tolerance(dtype) && lse_error <= 1e-3;
 }
@@ -105,7 +117,17 @@ PackedChecked check_packed(const PackedItem& item, const Pack& pack, const Packe
 }
 
 PackedGradients packed_gradients(const PackedTensors& t, void* dq, void* dk, void* dv) {
-    return {.q = t.q, .k = t.k, .v = t.v, .out = t.out, .dout = t.q, .lse = t.lse, .dq = dq, .dk = dk, .dv = dv};
+    return {.q = t.q,
+            .k = t.k,
+            .v = t.v,
+            .out = t.out,
+            .dout = t.q,
+            .lse = t.lse,
+            .dq = dq,
+            .dk = dk,
+            .dv = dv,
+            .start_q = t.start_q,
+            .end_k = t.end_k};
 }
 
 double PackedGradientsChecked::worst() const { return std::max({dq_error, dk_error, dv_error}); }

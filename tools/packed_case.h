@@ -43,6 +43,17 @@ private:
     DeviceBuffer q_, k_, v_, out_, lse_;
 };
 
+/// What is planned for: the trees as segments or, with `arrays`, as sequences whose arrays go with each call.
+Pack packed_trees(const PackedItem& item, bool arrays);
+/// start_q and end_k of such a pack, on the device and among `there`'s tensors.
+class PackedArraysOnDevice {
+public:
+    PackedArraysOnDevice(const DevicePtr& device, const PackedItem& item, PackedOnDevice& there);
+
+private:
+    DeviceBuffer start_, end_;
+};
+
 /// Of a forward pass.
 struct PackedChecked {
     double out_error = 0, worst_row = 0, lse_error = 0;

@@ -105,6 +105,10 @@ JobList tune_jobs(const TuneArgs& args) {
     for (const std::string& file : args.workloads) {
         Selection selection = args.filter;
         selection.file = file;
+        if (support::is_packed_workload(file)) {
+            for (TuneJob& job : packed_jobs(selection)) take(std::move(job));
+            continue;
+        }
         std::string built_name;
         ForestOrder order;
         for (auto& [spec, variant] : selection.items()) {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common.h"
+#include "support/packed_workload.h"
 #include "tune/candidates.h"
 #include "tune/record.h"
 
@@ -25,7 +26,14 @@ struct TuneArgs {
     JsonLines json;
 };
 
-/// One problem to tune.
+/// A case of a training workload.
+struct PackedTuneCase {
+    support::PackedSpec spec;
+    support::PackedVariant variant;
+};
+
+/// One problem to tune: a decode step, or where `packed` is set the forward pass over that pack. (Configurations
+/// of backward passes are not tuned.)
 struct TuneJob {
     support::CaseSpec spec;
     support::Variant variant;
@@ -35,6 +43,7 @@ struct TuneJob {
     tune::Bucket bucket;
     bool runs = false;        // without a page table
     std::uint64_t calls = 0;  // of a trace
+    std::optional<PackedTuneCase> packed;
 
     support::DecodeCase build() const;
 };
@@ -45,6 +54,7 @@ struct JobList {
 };
 JobList tune_jobs(const TuneArgs& args);
 std::vector<TuneJob> trace_jobs(const std::string& file);
+std::vector<TuneJob> packed_jobs(const Selection& selection);
 /// Options of the library's search that the arguments stand for.
 TuneOptions tune_options(const TuneArgs& args);
 

@@ -9,10 +9,10 @@
 #include "jit/disk_cache.h"
 #include "kernel/render.h"
 #include "terminal.h"
-#include "tune.h"
 #include "tune/config_fields.h"
 #include "tune/config_json.h"
 #include "tune/prune.h"
+#include "tune_case.h"
 
 namespace sapwood::tool {
 namespace {
@@ -64,8 +64,8 @@ int tune_offline(const TuneArgs& args) {
     Engine engine({.target = args.target, .cache_dir = args.cache, .tune = "off"});
     const tune::DeviceFacts device = facts_of(setup_of(engine));
     std::FILE* notes = args.json.to_stdout() ? stderr : stdout;
-    std::fprintf(notes, "%s as %s: candidates of %s; cost in microseconds by the model, nothing is measured\n", args.target.c_str(),
-                 device.name.c_str(), tune::list_for(device.limits.sm).to_string().c_str());
+    std::fprintf(notes, "%s as %s: cost in microseconds by the model, nothing is measured\n", args.target.c_str(),
+                 device.name.c_str());
     Compiler compiler(args);
     Progress progress("tune", list.jobs.size());
     std::vector<TuneOutcome> outcomes;
@@ -85,15 +85,13 @@ int tune_offline(const TuneArgs& args) {
     for (std::size_t index = 0; index < list.jobs.size(); ++index) {
         const TuneJob& job = list.jobs[index];
         progress.step(index, job.title);
-        const support::DecodeCase which = job.build();
-        tune::CandidateSet set =
-            tune::find_candidates(job.problem, which.forest, order_of(which.forest), device, tune_options(args), {});
+        tune::CandidateSet set = TuneCase(job).candidates(device, tune_options(args), {});
         std::vector<KernelKey> keys;
-        for (const std::size_t i : set.alive()) keys.push_back(decode_key(job.problem, set.all[i].config, args.target));
+        for (const std::size_t i : set.alive()) keys.push_back(key_of(job, set.all[i].config, args.target));
         compiler.compile(keys);
         for (const std::size_t i : set.alive()) {
             TuneCandidate& candidate = set.all[i];
-            const Compiled& compiled = compiler.of(decode_key(job.problem, candidate.config, args.target));
+            const Compiled& compiled = compiler.of(key_of(job, candidate.config, args.target));
             if (compiled.failure.empty()) {
                 tune::apply_compiled(device, compiled.registers, compiled.spill_bytes, candidate);
                 continue;
@@ -141,7 +139,8 @@ int tune_offline(const TuneArgs& args) {
         });
         if (!json.to_stdout()) {
             progress.clear();
-            std::printf("%s  (floor %.2f us, %s)\n", job.title.c_str(), set.floor_us, outcome.report.bucket.c_str());
+            std::printf("%s  (candidates of %s, floor %.2f us, %s)\n", job.title.c_str(), outcome.report.list.c_str(), set.floor_us,
+                        outcome.report.bucket.c_str());
             int rank = 0;
             for (const TuneCandidate* c : rows) {
                 const bool alive = c->status == "ok";

@@ -1,7 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Problems of a recorded trace (SAPWOOD_TRACE) as jobs: each with a forest like the one that was served.
+// Problems of a recorded trace (SAPWOOD_TRACE) as jobs, each with a forest like the one that was served; and those of a training
+// workload.
 #include "engine/trace.h"
+#include "engine/traced_pack.h"
+#include "packed_case.h"
 #include "plan/order.h"
+#include "plan/packed_tiles.h"
 #include "plan/tiles.h"
 #include "tune.h"
 
@@ -41,6 +45,24 @@ std::vector<TuneJob> trace_jobs(const std::string& file) {
     for (const TraceProblem& record : read_trace(file)) jobs.push_back(job_of(record, jobs.size() + 1));
     // What was called most comes first: if time runs out, it was spent where it counts.
     std::stable_sort(jobs.begin(), jobs.end(), [](const TuneJob& a, const TuneJob& b) { return a.calls > b.calls; });
+    if (const std::size_t packs = read_traced_packs(file).size(); packs > 0)
+        std::fprintf(stderr,
+                     "tune: %s holds the sizes of %zu calls over packs, not the packs; tune those from a training workload\n",
+                     file.c_str(), packs);
+    return jobs;
+}
+
+std::vector<TuneJob> packed_jobs(const Selection& selection) {
+    std::vector<TuneJob> jobs;
+    for (PackedItem& item : packed_items(selection)) {
+        TuneJob job;
+        const PackedProblem problem = complete(item.variant.problem());
+        job.title = item.title();
+        job.sizes = tune::sizes_of(problem, Pack::from_segments(item.spec.segments));
+        job.bucket = tune::bucket_of(problem, job.sizes);
+        job.packed = {std::move(item.spec), item.variant};
+        jobs.push_back(std::move(job));
+    }
     return jobs;
 }
 

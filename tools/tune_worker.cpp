@@ -12,21 +12,15 @@
 #include "compile_ahead.h"
 #include "cuda/nvml.h"
 #include "cuda/nvrtc.h"
-#include "engine/cuda_measurer.h"
 #include "engine/tuning.h"
-#include "gpu.h"
-#include "plan/tiles.h"
-#include "tune.h"
 #include "tune/database.h"
 #include "tune/epoch.h"
 #include "tune/record_store.h"
 #include "tune/search.h"
+#include "tune_case.h"
 
 namespace sapwood::tool {
 namespace {
-
-constexpr double kMostCopies = 400;  // of a K and V so small that they would have to be thousands
-constexpr double kExactBytes = 1e9;  // larger K and V are a random block, repeated: host memory and time
 
 /// The results go to the descriptor that was standard output; what others print there goes to standard error.
 class Channel {
@@ -96,36 +90,6 @@ private:
     std::string crash_;
     std::vector<std::pair<DecodeConfig, double>> cost_;
     unsigned draws_ = 0;
-};
-
-/// A case on the device, with as many copies of K and V as keep the L2 cold.
-class Tensors {
-public:
-    Tensors(const DevicePtr& device, const support::DecodeCase& which, const TunePolicy& policy) {
-        const double bytes = static_cast<double>(which.kv_bytes());
-        const double wanted = policy.cold_factor * static_cast<double>(device->info().l2_bytes);
-        if (bytes <= kExactBytes) {
-            const support::Inputs inputs = support::make_inputs(which);
-            first_.emplace(device, which, inputs);
-            // At least three sets below twice the wanted size; above it one streams the L2 out by itself.
-            const int copies = bytes >= 2 * wanted || bytes == 0
-                                   ? 1
-                                   : static_cast<int>(std::clamp(std::ceil(wanted / bytes) + 1, 3.0, kMostCopies));
-            for (int i = 1; i < copies; ++i)
-                kv_.push_back({DeviceBuffer(device, inputs.k.data(), inputs.k.bytes()),
-                               DeviceBuffer(device, inputs.v.data(), inputs.v.bytes())});
-        } else {
-            first_.emplace(device, which);
-        }
-        sets_.push_back(first_->tensors());
-        for (const DeviceKv& kv : kv_) sets_.push_back(first_->tensors_with(kv));
-    }
-    std::span<const DecodeTensors> sets() const { return sets_; }
-
-private:
-    std::optional<DeviceCase> first_;
-    std::vector<DeviceKv> kv_;
-    std::vector<DecodeTensors> sets_;
 };
 
 class Worker {
@@ -214,17 +178,14 @@ private:
         const auto tell = [&](const TuneCandidate& candidate, int round) {
             channel_.send({{"event", "work"}, {"config", tune::config_text(candidate.config)}, {"round", round}});
         };
-        const tune::Lookup compared = against_.find(job.bucket, job.problem, {});
+        const tune::Lookup compared = look_up(against_, job);
         TuneOptions options = tune_options(args_);
         options.progress = tell;
         options.seconds = asked.value("seconds", 0.0);
-        const support::DecodeCase which = job.build();
-        const ForestOrder order = order_of(which.forest);
+        TuneCase which(job);
         const auto already = known(job, asked);
-        tune::CandidateSet set =
-            tune::find_candidates(job.problem, which.forest, order, facts_, options, wanted(job, compared, finished(already)));
-        const double bytes = static_cast<double>(which.kv_bytes());
-        if (device_ && bytes > 0.8 * static_cast<double>(facts_.memory_bytes)) {
+        tune::CandidateSet set = which.candidates(facts_, options, wanted(job, compared, finished(already)));
+        if (device_ && which.bytes() > 0.8 * static_cast<double>(facts_.memory_bytes)) {
             channel_.send({{"event", "skipped"}, {"job", index}});
             return true;
         }
@@ -233,9 +194,8 @@ private:
         const bool fresh = tune::needs_measuring(set, already);
         if (fresh) channel_.send({{"event", "work"}, {"config", ""}, {"round", 0}});  // making tensors: no candidate's fault
         if (fresh && !args_.simulate) {
-            const Tensors tensors(device_, which, policy_);
-            CudaMeasurer measurer(engine_, device_, job.problem, which.forest, tensors.sets(), policy_);
-            report = tune::search(std::move(set), measurer, facts_, options, already);
+            const auto measurer = which.measurer(engine_, device_, policy_);
+            report = tune::search(std::move(set), *measurer, facts_, options, already);
         } else {  // where everything is known, nothing is asked of the measurer
             Simulated measurer(args_, set);
             report = tune::search(std::move(set), measurer, facts_, options, already);

@@ -142,8 +142,8 @@ public:
     void upload(PackedPlan& plan, void* stream = nullptr);
     void launch(PackedPlan& plan, const PackedTensors& tensors, void* stream = nullptr);
 
-    /// Gradients of attention over a pack: three kernels on one stream. Sums in fp32 are added up in no fixed order, unless the
-    /// options ask for one.
+    /// Gradients of attention over a pack: three kernels on one stream, two more before them where the pack has arrays. Sums in
+    /// fp32 are added up in no fixed order, unless the options ask for one.
     PackedBackwardPlan plan_packed_backward(const PackedProblem& problem, const Pack& pack,
                                             const PackedBackwardOptions& options = {});
     std::vector<KernelReport> prepare(PackedBackwardPlan& plan);

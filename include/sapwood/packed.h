@@ -45,6 +45,9 @@ struct PackedMask {
     bool causal = false;
     std::int32_t window_left = -1;   ///< keys before the query's own position that it sees at most; -1 = all
     std::int32_t window_right = -1;  ///< keys behind it, unless causal; -1 = all
+    /// Of these, query q sees key k if start_q[q] <= end_k[k]: two arrays on the device that every call brings and that may change
+    /// from call to call, and so from replay to replay of a graph. FlashAttention-2's tree mask; needs causal.
+    bool dfs_arrays = false;
 };
 
 /// What lies in the rows of Q and in the rows of K and V, and who sees whom. Plain host data; O(segments) in size, nothing a token.
@@ -56,17 +59,20 @@ public:
     /// mask (start_q, end_k) with its segments.
     static Pack from_segments(std::span<const Segment> segments);
     /// Varlen sequences: sequence i is rows cu_q[i] to cu_q[i + 1] of Q and rows cu_k[i] to cu_k[i + 1] of K and V. Both begin with
-    /// 0, do not fall, and have the same length.
+    /// 0, do not fall, and have the same length. With dfs_arrays, visible_pairs() and the numbers of plans are those of the mask
+    /// without the arrays: what there can be at most.
     static Pack from_cu_seqlens(std::span<const std::int32_t> cu_q, std::span<const std::int32_t> cu_k, const PackedMask& mask);
 
     std::int64_t rows() const noexcept { return rows_; }  ///< of Q and O
     std::int64_t keys() const noexcept { return keys_; }  ///< rows of K and V
     std::int64_t visible_pairs() const noexcept { return visible_pairs_; }
     std::span<const KeyRun> runs() const noexcept { return runs_; }  ///< ascending by key and by row_begin
+    bool dfs_arrays() const noexcept { return dfs_arrays_; }         ///< calls bring start_q and end_k
 
 private:
     std::vector<KeyRun> runs_;
     std::int64_t rows_ = 0, keys_ = 0, visible_pairs_ = 0;
+    bool dfs_arrays_ = false;
     void add(const KeyRun& run);
 };
 
@@ -91,8 +97,10 @@ struct PackedPlanInfo {
     std::int64_t partial_tiles = 0;  ///< of these, the ones that compare
     std::int64_t blocks = 0;         ///< query blocks of one head
     std::int64_t list_bytes = 0;     ///< device memory of the tile lists: all that a forward pass needs beyond its tensors
+    bool dfs_arrays = false;         ///< tiles and pairs are bounds: which of them are walked, the arrays of a call say
     double flops = 0;                ///< of visible pairs: 2 * (head_dim + head_dim_v) * Hq each
     std::int32_t grid = 0;
+    TuneMatch tuned = TuneMatch::none;  ///< where the configuration comes from
 };
 
 /// Tile lists for one pack, made by Engine::plan_packed; plain host data. Move-only. In flight on one stream at a time.
@@ -105,6 +113,8 @@ public:
     const PackedProblem& problem() const noexcept;
     PackedPlanInfo info() const;
     std::string kernel_key() const;  ///< canonical text of the kernel this plan runs
+    /// And before it those that make its tile lists from the arrays of a call, in the order in which they run.
+    std::vector<std::string> kernel_keys() const;
 
     struct Impl;
     Impl& impl() noexcept { return *impl_; }
@@ -124,6 +134,8 @@ struct PackedTensors {
     const void* v = nullptr;  ///< [keys, Hkv, head_dim_v]
     void* out = nullptr;      ///< [rows, Hq, head_dim_v]; 0 for a row that sees nothing
     float* lse = nullptr;     ///< optional [Hq, rows] fp32, natural logarithm; -inf for a row that sees nothing
+    /// [rows] and [keys]; of packs with dfs_arrays, and only of these.
+    const std::int32_t *start_q = nullptr, *end_k = nullptr;
     std::int64_t q_token_stride = 0, q_head_stride = 0;
     std::int64_t k_token_stride = 0, k_head_stride = 0;
     std::int64_t v_token_stride = 0, v_head_stride = 0;
@@ -133,7 +145,7 @@ struct PackedTensors {
 /// What a caller asks of a backward plan beyond the problem.
 struct PackedBackwardOptions {
     /// The same bits each time, for the same pack, tensors and GPU model: every sum is added up in one order. It takes some waiting
-    /// and shorter pieces of work; see docs/training.md.
+    /// and shorter pieces of work; see docs/training.md. Refused for packs with dfs_arrays.
     bool deterministic = false;
     PackedConfig config;  ///< fields that are not 0 are kept, the others chosen
 };
@@ -149,7 +161,8 @@ struct PackedBackwardInfo {
     std::int64_t list_bytes = 0;     ///< device memory of the tile lists
     /// fp32 sums of dQ, and of dK and dV of blocks in parts; two fp32 values a row and query head
     std::int64_t workspace_bytes = 0;
-    double flops = 0;  ///< of visible pairs: 2.5 times the forward pass'
+    double flops = 0;         ///< of visible pairs: 2.5 times the forward pass'
+    bool dfs_arrays = false;  ///< as in PackedPlanInfo
     std::int32_t grid = 0;
 };
 
@@ -163,7 +176,7 @@ public:
 
     const PackedProblem& problem() const noexcept;
     PackedBackwardInfo info() const;
-    /// Canonical texts of its three kernels, in the order in which they run.
+    /// Canonical texts of its kernels, in the order in which they run.
     std::vector<std::string> kernel_keys() const;
 
     struct Impl;
@@ -188,6 +201,8 @@ struct PackedGradients {
     void* dq = nullptr;           ///< [rows, Hq, head_dim]
     void* dk = nullptr;           ///< [keys, Hkv, head_dim]
     void* dv = nullptr;           ///< [keys, Hkv, head_dim_v]
+    /// The forward call's, of packs with dfs_arrays.
+    const std::int32_t *start_q = nullptr, *end_k = nullptr;
     std::int64_t q_token_stride = 0, q_head_stride = 0;
     std::int64_t k_token_stride = 0, k_head_stride = 0;
     std::int64_t v_token_stride = 0, v_head_stride = 0;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <utility>
 
 #include "base/error.h"
 #include "engine/device_memory.h"
@@ -24,6 +25,16 @@ inline void check_pointer(const char* what, const void* pointer, std::uintptr_t 
     if (pointer == nullptr) refuse(what, "is null");
     if (reinterpret_cast<std::uintptr_t>(pointer) % align != 0) {
         refuse(what, "is at an address that is not a multiple of " + std::to_string(align) + " bytes");
+    }
+}
+
+/// The arrays of a pack that has them; one without would ignore them, which is refused as well.
+inline void check_arrays(bool wanted, const std::int32_t* start_q, const std::int32_t* end_k) {
+    for (const auto& [name, array] : {std::pair{"start_q", start_q}, std::pair{"end_k", end_k}}) {
+        if (wanted && array == nullptr)
+            refuse(name, "is null, and the mask of the pack has dfs_arrays: every call brings start_q and end_k");
+        if (!wanted && array != nullptr) refuse(name, "is given, and the mask of the pack has no dfs_arrays: it would be ignored");
+        if (wanted) check_pointer(name, array, 4);
     }
 }
 

@@ -14,7 +14,7 @@ BackwardBuffers::BackwardBuffers(std::shared_ptr<Memory> memory, const PackedBac
     Layout layout;
     const std::size_t counters = layout.place<abi::Counters>(1);
     const std::size_t blocks = layout.place<abi::KeyBlock>(std::ssize(plan.list.blocks));
-    const std::size_t spans = layout.place<abi::RowSpan>(std::ssize(plan.list.spans));
+    const std::size_t spans = layout.place<abi::RowSpan>(std::ssize(plan.list.spans) + plan.arrays.spans);
     const std::size_t runs = layout.place<abi::KeyRun>(std::ssize(plan.list.runs));
     const std::size_t lse = layout.place<float>(padded_rows);
     const std::size_t row_sums = layout.place<float>(padded_rows);
@@ -24,6 +24,8 @@ BackwardBuffers::BackwardBuffers(std::shared_ptr<Memory> memory, const PackedBac
     const std::size_t kv_sums = layout.place<float>(plan.kv_sums() + plan.arrivals());
     const std::size_t block_turns = layout.place<abi::BlockTurns>(std::ssize(plan.list.block_turns));
     const std::size_t turns = layout.place<std::uint32_t>(std::ssize(plan.list.turns));
+    const std::size_t array_blocks = layout.place<abi::ArrayBlock>(std::ssize(plan.arrays.blocks));
+    const std::size_t bounds = layout.place<abi::Bounds>(plan.arrays.bounds);
     block_ = memory_->allocate(layout.bytes());
     const auto at = [&](std::size_t offset) { return static_cast<void*>(static_cast<char*>(block_) + offset); };
     abi::BackwardParams& main = base_.main;
@@ -56,6 +58,16 @@ BackwardBuffers::BackwardBuffers(std::shared_ptr<Memory> memory, const PackedBac
     main.section_heads = static_cast<unsigned>(plan.section_heads);
     main.scale = base_.finish.scale = problem.scale;
     set_score(main, problem);
+    base_.bounds.bounds = static_cast<abi::Bounds*>(at(bounds));
+    base_.bounds.count = static_cast<unsigned>(plan.info.rows);
+    base_.bounds.unit = abi::kRowTile;
+    base_.tiles = {.end_k = nullptr,
+                   .bounds = base_.bounds.bounds,
+                   .runs = main.runs,
+                   .blocks = static_cast<abi::ArrayBlock*>(at(array_blocks)),
+                   .key_blocks = static_cast<abi::KeyBlock*>(at(blocks)),
+                   .spans = static_cast<abi::RowSpan*>(at(spans)),
+                   .key_block_count = main.key_block_count};
 }
 
 BackwardBuffers::~BackwardBuffers() { memory_->free(block_); }
@@ -69,6 +81,7 @@ void BackwardBuffers::upload(const PackedBackwardPlan::Impl& plan, void* stream)
     copy(base_.main.runs, plan.list.runs);
     copy(base_.main.block_turns, plan.list.block_turns);
     copy(base_.main.turns, plan.list.turns);
+    copy(base_.tiles.blocks, plan.arrays.blocks);
     copy(base_.finish.key_slots, plan.list.slots);
     uploaded_ = true;
 }
@@ -92,6 +105,9 @@ void bind(const PackedBackwardPlan::Impl& plan, const PackedGradients& t, Memory
     if (t.dlse != nullptr) check_pointer("dlse", t.dlse, 4);
     call.prepare.lse = t.lse;
     call.prepare.dlse = t.dlse;
+    check_arrays(plan.arrays.present, t.start_q, t.end_k);
+    call.bounds.values = call.main.start_q = t.start_q;
+    call.tiles.end_k = call.main.end_k = t.end_k;
     call.main.q = q, call.main.k = k, call.main.v = v, call.main.dout = dout;
     if (plan.config.mainloop != Mainloop::wgmma) return;
     call.main.q_map = tensor_map(memory, problem.dtype, q, plan.info.rows, q_heads, dim, abi::kRowTile);

@@ -13,9 +13,12 @@ namespace sapwood {
 
 /// In the order in which they run.
 struct BackwardKernels {
+    Kernel *bounds = nullptr, *tiles = nullptr;  // of a pack with arrays
     Kernel *prepare = nullptr, *main = nullptr, *finish = nullptr;
 };
 struct BackwardArguments {
+    abi::ArrayBoundsParams bounds{};
+    abi::BackwardTilesParams tiles{};
     abi::BackwardPrepareParams prepare{};
     abi::BackwardParams main{};
     abi::BackwardFinishParams finish{};

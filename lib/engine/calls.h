@@ -2,11 +2,13 @@
 // What every kind of call does around its own arguments: is the plan for this engine, may it be made ready now, enqueue and count.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 
 #include "engine/kernel_service.h"
 #include "kernel/render.h"
+#include "packed_abi.h"
 
 namespace sapwood {
 
@@ -33,6 +35,16 @@ void enqueue(KernelService& service, Kernel& kernel, std::int64_t grid, const Pa
     kernel.loaded->launch(shape, &params, sizeof(params), stream);
     service.counters.launches.fetch_add(1, std::memory_order_relaxed);
     kernel.calls.fetch_add(1, std::memory_order_relaxed);
+}
+
+/// The kernels that make the tile lists of a pack with arrays from the arrays of a call.
+template <class Plan, class Kernels, class Call>
+void enqueue_lists(KernelService& service, const Plan& plan, const Kernels& kernels, const Call& call, void* stream) {
+    constexpr std::int64_t kBlocks = 8;  // an SM, at most
+    const std::int64_t warps = abi::kArrayThreads / 32, most = plan.limits.sms * kBlocks;
+    const auto grid = [&](std::int64_t pieces) { return std::min((pieces + warps - 1) / warps, most); };
+    if (plan.arrays.bounds > 0) enqueue(service, *kernels.bounds, grid(plan.arrays.bounds), call.bounds, stream);
+    if (!plan.arrays.blocks.empty()) enqueue(service, *kernels.tiles, grid(std::ssize(plan.arrays.blocks)), call.tiles, stream);
 }
 
 }  // namespace sapwood

@@ -8,7 +8,6 @@
 #include <functional>
 
 #include "base/error.h"
-#include "plan/tiles.h"
 #include "sapwood/error.h"
 
 namespace sapwood {
@@ -80,25 +79,12 @@ auto CudaMeasurer::guarded(const Body& body) {
     }
 }
 
-CudaMeasurer::CudaMeasurer(Engine& engine, std::shared_ptr<cuda::Device> device, const DecodeProblem& problem, const Forest& forest,
-                           std::span<const DecodeTensors> sets, const TunePolicy& policy)
-    : engine_(engine),
-      device_(std::move(device)),
-      problem_(complete(problem)),
-      forest_(forest),
-      sets_(sets),
+CudaMeasurer::CudaMeasurer(std::shared_ptr<cuda::Device> device, std::unique_ptr<TuneSubject> subject, const TunePolicy& policy)
+    : device_(std::move(device)),
+      subject_(std::move(subject)),
+      result_(subject_->result()),
       policy_(policy),
-      values_of_(widened(problem.dtype)) {
-    if (sets.empty()) raise(ErrorCode::kInvalidArgument, "tuning needs at least one set of tensors");
-    for (const DecodeTensors& set : sets) {
-        const bool dense =
-            (set.out_head_stride == 0 || set.out_head_stride == problem_.head_dim_v) &&
-            (set.out_request_stride == 0 || set.out_request_stride == std::int64_t{problem_.head_dim_v} * problem_.q_heads);
-        if (!dense)
-            raise(ErrorCode::kInvalidArgument,
-                  "tuning overwrites and compares the output: give it a densely packed one, not strides " +
-                      std::to_string(set.out_request_stride) + " and " + std::to_string(set.out_head_stride));
-    }
+      values_of_(widened(result_.dtype)) {
     stream_ = device_->create_stream();
     start_ = device_->create_event();
     stop_ = device_->create_event();
@@ -122,11 +108,9 @@ tune::Measurer::Built CudaMeasurer::build(const DecodeConfig& config) {
     Built built;
     try {
         guarded([&] {
-            DecodePlan plan = engine_.plan_decode(problem_, forest_, config);
-            const KernelReport report = engine_.prepare(plan);
-            engine_.upload(plan, stream_);
-            built.registers = report.registers;
-            built.spill_bytes = report.spill_bytes;
+            TuneSubject::Prepared plan = subject_->prepare(config, stream_);
+            built.registers = plan.report.registers;
+            built.spill_bytes = plan.report.spill_bytes;
             ready_.insert_or_assign(config, Ready{.plan = std::move(plan)});
         });
     } catch (const Error& error) {
@@ -137,34 +121,32 @@ tune::Measurer::Built CudaMeasurer::build(const DecodeConfig& config) {
 
 std::string CudaMeasurer::check(const DecodeConfig& config) {
     return guarded([&]() -> std::string {
-        const DecodeTensors& tensors = sets_.front();
-        const std::size_t rows = static_cast<std::size_t>(forest_.request_capacity()) * static_cast<std::size_t>(problem_.q_heads);
-        const std::size_t elements = rows * static_cast<std::size_t>(problem_.head_dim_v);
-        const auto out = reinterpret_cast<std::uint64_t>(tensors.out), lse = reinterpret_cast<std::uint64_t>(tensors.lse);
+        const auto lses = static_cast<std::size_t>(result_.rows * result_.heads);
+        const auto row = static_cast<std::size_t>(result_.heads * result_.dim),
+                   elements = static_cast<std::size_t>(result_.rows) * row;
+        const auto out = reinterpret_cast<std::uint64_t>(result_.out), lse = reinterpret_cast<std::uint64_t>(result_.lse);
         device_->fill(out, 0xff, elements * 2, stream_);  // all ones is a NaN in every type
-        if (lse != 0) device_->fill(lse, 0xff, rows * 4, stream_);
-        engine_.launch(ready(config).plan, tensors, stream_);
+        if (lse != 0) device_->fill(lse, 0xff, lses * 4, stream_);
+        ready(config).plan.launch(0, stream_);
         std::vector<std::uint16_t> bits(elements);
         device_->copy_to_host(bits.data(), out, elements * 2, stream_);
-        std::vector<float> values(elements), lse_values(lse != 0 ? rows : 0);
+        std::vector<float> values(elements), lse_values(lse != 0 ? lses : 0);
         for (std::size_t i = 0; i < elements; ++i) values[i] = values_of_[bits[i]];
-        if (lse != 0) device_->copy_to_host(lse_values.data(), lse, rows * 4, stream_);
-        const std::size_t heads = static_cast<std::size_t>(problem_.q_heads),
-                          row = heads * static_cast<std::size_t>(problem_.head_dim_v);
-        for (std::int32_t r = 0; r < forest_.request_capacity(); ++r) {
-            if (forest_.request_alive(r)) continue;  // nobody writes the rows of a removed request
-            const auto at = static_cast<std::size_t>(r);
+        if (lse != 0) device_->copy_to_host(lse_values.data(), lse, lses * 4, stream_);
+        const auto heads = static_cast<std::size_t>(result_.heads);
+        for (const std::int32_t dead : result_.unwritten) {
+            const auto at = static_cast<std::size_t>(dead);
             std::fill_n(values.begin() + static_cast<std::ptrdiff_t>(at * row), row, 0.0f);
             if (lse != 0) std::fill_n(lse_values.begin() + static_cast<std::ptrdiff_t>(at * heads), heads, 0.0f);
         }
         if (reference_.empty()) {
             // The first is the reference, and is compared with itself: that finds what is no number.
-            std::string fault = difference(problem_.dtype, values, values, row);
+            std::string fault = difference(result_.dtype, values, values, row);
             reference_ = std::move(values);
             reference_lse_ = std::move(lse_values);
             return fault;
         }
-        std::string fault = difference(problem_.dtype, values, reference_, row);
+        std::string fault = difference(result_.dtype, values, reference_, row);
         for (std::size_t i = 0; i < lse_values.size() && fault.empty(); ++i) {
             const float got = lse_values[i], want = reference_lse_[i];
             if (got != want && !(std::abs(got - want) <= 1e-3f))
@@ -182,8 +164,9 @@ double CudaMeasurer::time(const std::function<void()>& enqueue) {
 }
 
 void CudaMeasurer::capture(Ready& ready) {
-    const auto launch = [&](const DecodeTensors& set) { engine_.launch(ready.plan, set, stream_); };
-    const auto next = [&]() -> const DecodeTensors& { return sets_[next_set_++ % sets_.size()]; };
+    const std::size_t sets = subject_->sets();
+    const auto launch = [&](std::size_t set) { ready.plan.launch(set, stream_); };
+    const auto next = [&] { return next_set_++ % sets; };
     if (ready_.size() > 0 && next_set_ == 0) {  // the first candidate of this measurer
         for (double spent = 0; spent < kWarmUpMs * 1000;)
             spent += time([&] {
@@ -202,10 +185,10 @@ void CudaMeasurer::capture(Ready& ready) {
     }
     // Every set has its turn in each graph, so that none is in L2 when its turn comes again.
     const double asked = std::ceil(policy_.least_graph_us / once);
-    ready.calls = static_cast<int>(std::clamp(std::max(asked, static_cast<double>(sets_.size())), 1.0, double{kMostCalls}));
+    ready.calls = static_cast<int>(std::clamp(std::max(asked, static_cast<double>(sets)), 1.0, double{kMostCalls}));
     device_->begin_capture(stream_);
     try {
-        for (int i = 0; i < ready.calls; ++i) launch(sets_[static_cast<std::size_t>(i) % sets_.size()]);
+        for (int i = 0; i < ready.calls; ++i) launch(static_cast<std::size_t>(i) % sets);
     } catch (...) {
         try {
             device_->destroy_graph(device_->end_capture(stream_));  // a capture must be ended, broken or not

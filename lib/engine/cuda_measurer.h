@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Times configurations of one problem on a GPU as TunePolicy says: CUDA graphs, cold L2 by argument sets that take turns.
+// Times configurations of one problem on a GPU as TunePolicy says: CUDA graphs, cold L2 by argument sets that take turns. What a
+// problem is (a decode step over a forest, a forward pass over a pack) is its subject's affair.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +11,7 @@
 #include <vector>
 
 #include "cuda/device.h"
-#include "sapwood/engine.h"
+#include "engine/tune_subject.h"
 #include "sapwood/tune.h"
 #include "tune/config_fields.h"
 #include "tune/measure.h"
@@ -19,9 +20,7 @@ namespace sapwood {
 
 class CudaMeasurer : public tune::Measurer {
 public:
-    /// `sets` and `forest` must outlive it. Throws kInvalidArgument for tensors that cannot be tuned on.
-    CudaMeasurer(Engine& engine, std::shared_ptr<cuda::Device> device, const DecodeProblem& problem, const Forest& forest,
-                 std::span<const DecodeTensors> sets, const TunePolicy& policy);
+    CudaMeasurer(std::shared_ptr<cuda::Device> device, std::unique_ptr<TuneSubject> subject, const TunePolicy& policy);
     ~CudaMeasurer() override;
 
     Built build(const DecodeConfig& config) override;
@@ -31,7 +30,7 @@ public:
 
 private:
     struct Ready {
-        DecodePlan plan;
+        TuneSubject::Prepared plan;
         void* graph = nullptr;
         int calls = 0;
     };
@@ -46,11 +45,9 @@ private:
     template <class Body>
     auto guarded(const Body& body);
 
-    Engine& engine_;
     std::shared_ptr<cuda::Device> device_;
-    DecodeProblem problem_;
-    const Forest& forest_;
-    std::span<const DecodeTensors> sets_;
+    std::unique_ptr<TuneSubject> subject_;
+    TuneResult result_;
     TunePolicy policy_;
     void* stream_ = nullptr;
     void* start_ = nullptr;

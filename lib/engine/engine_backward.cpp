@@ -7,6 +7,7 @@
 #include "engine/backward_buffers.h"
 #include "engine/calls.h"
 #include "engine/engine_impl.h"
+#include "engine/pack_tracing.h"
 
 namespace sapwood {
 namespace {
@@ -23,14 +24,20 @@ KernelKey key_of(const PackedBackwardPlan::Impl& plan, Family family) {
         const int keys = family == Family::backward_finish ? plan.config.block_kv : 0;
         config = {.mainloop = Mainloop::mma, .warps = kRowWarps, .block_kv = keys, .blocks = 1};
     }
-    const bool fixed_order = plan.options.deterministic && family == Family::packed_backward;
-    return packed_key(family, problem, config, plan.limits.target, fixed_order);
+    const bool main = family == Family::packed_backward;
+    return packed_key(family, problem, config, plan.limits.target,
+                      {.arrays = main && plan.arrays.present, .fixed_order = main && plan.options.deterministic});
 }
 
 /// The plan's kernels, ready, and its buffers where there is a device.
 BackwardKernels make_ready(PackedBackwardPlan::Impl& plan, KernelService& service) {
     check_made_for(plan.limits, service);
-    const BackwardKernels kernels = {.prepare = service.get(key_of(plan, Family::backward_prepare)),
+    const auto of_lists = [&](Family family) {
+        return plan.arrays.present ? service.get(array_key(family, plan.limits.target)) : nullptr;
+    };
+    const BackwardKernels kernels = {.bounds = of_lists(Family::array_bounds),
+                                     .tiles = of_lists(Family::backward_tiles),
+                                     .prepare = service.get(key_of(plan, Family::backward_prepare)),
                                      .main = service.get(key_of(plan, Family::packed_backward)),
                                      .finish = service.get(key_of(plan, Family::backward_finish))};
     if (service.setup.memory && buffers_on<BackwardBuffers>(plan, service) == nullptr)
@@ -43,8 +50,13 @@ BackwardKernels make_ready(PackedBackwardPlan::Impl& plan, KernelService& servic
 PackedBackwardPlan Engine::plan_packed_backward(const PackedProblem& problem, const Pack& pack,
                                                 const PackedBackwardOptions& options) {
     auto plan = make_backward_plan(problem, pack, options, impl_->service->setup.limits);
+    if (pack.dfs_arrays()) {
+        for (const Family family : {Family::array_bounds, Family::backward_tiles})
+            plan->keys.push_back(array_key(family, plan->limits.target).to_string());
+    }
     for (const Family family : {Family::backward_prepare, Family::packed_backward, Family::backward_finish})
         plan->keys.push_back(key_of(*plan, family).to_string());
+    if (!pack.dfs_arrays()) trace_plan(*impl_, *plan, pack, {.backward = true, .keys = plan->keys});
     return PackedBackwardPlan(std::move(plan));
 }
 
@@ -81,9 +93,11 @@ void Engine::launch(PackedBackwardPlan& plan, const PackedGradients& tensors, vo
     const std::int64_t rows = host.row_tiles() * abi::kRowTile * host.problem.q_heads;
     const std::int64_t row_grid = std::min<std::int64_t>((rows + kRowWarps - 1) / kRowWarps, host.limits.sms * kRowBlocks);
     const BackwardKernels& kernels = buffers->kernels();
+    if (host.arrays.present) enqueue_lists(service, host, kernels, call, stream);
     if (row_grid > 0) enqueue(service, *kernels.prepare, row_grid, call.prepare, stream);
     if (host.info.grid > 0) enqueue(service, *kernels.main, host.info.grid, call.main, stream);
     if (row_grid > 0) enqueue(service, *kernels.finish, row_grid, call.finish, stream);
+    trace_launch(host);
 }
 
 }  // namespace sapwood

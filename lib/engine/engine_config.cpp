@@ -18,7 +18,7 @@ namespace {
 
 using nlohmann::json;
 
-constexpr std::int64_t kMaxBatch = 1 << 16, kMaxContext = 1 << 28;
+constexpr std::int64_t kMaxBatch = 1 << 16, kMaxContext = 1 << 28, kMaxPack = 1 << 29;
 
 void known_fields(const json& object, std::initializer_list<const char*> known) {
     for (const auto& [name, value] : object.items()) {
@@ -113,6 +113,34 @@ std::vector<DecodeProblem> problems_of(const json& root) {
     return problems;
 }
 
+/// The same models without pages and KV dtypes.
+std::vector<PackedProblem> packed_problems_of(const std::vector<DecodeProblem>& problems) {
+    std::vector<PackedProblem> packed;
+    std::set<std::tuple<int, int, int, int, int, float, float>> seen;
+    for (const DecodeProblem& p : problems) {
+        if (seen.emplace(p.q_heads, p.kv_heads, p.head_dim, p.head_dim_v, static_cast<int>(p.dtype), p.scale, p.softcap).second)
+            packed.push_back({.q_heads = p.q_heads,
+                              .kv_heads = p.kv_heads,
+                              .head_dim = p.head_dim,
+                              .head_dim_v = p.head_dim_v,
+                              .dtype = p.dtype,
+                              .scale = p.scale,
+                              .softcap = p.softcap});
+    }
+    return packed;
+}
+
+PackGrid packs_of(const json& packs) {
+    known_fields(packs, {"tokens", "segment", "passes"});
+    PackGrid grid = {.tokens = range(packs, "tokens", kMaxPack), .forward = false, .backward = false};
+    grid.segments = packs.contains("segment") ? range(packs, "segment", kMaxPack) : grid.tokens;
+    for (const std::string& pass : list<std::string>(packs, "passes", {"forward", "backward"})) {
+        if (pass != "forward" && pass != "backward") raise(ErrorCode::kIo, "pass \"" + pass + "\" is neither forward nor backward");
+        (pass == "forward" ? grid.forward : grid.backward) = true;
+    }
+    return grid;
+}
+
 /// A forest of `batch` requests that see `context` tokens each.
 Forest forest_of(std::int64_t batch, std::int64_t context, Sharing sharing) {
     std::vector<Node> nodes;
@@ -143,12 +171,19 @@ std::string text_of(const DecodeProblem& p) {
            std::to_string(p.head_dim) + ", page " + std::to_string(p.page_size);
 }
 
-void sort_out(KeyList& found) {
-    std::sort(found.keys.begin(), found.keys.end());
-    found.keys.erase(std::unique(found.keys.begin(), found.keys.end()), found.keys.end());
+}  // namespace
+
+void KeyList::sort_out() {
+    std::sort(keys.begin(), keys.end());
+    keys.erase(std::unique(keys.begin(), keys.end()), keys.end());
 }
 
-}  // namespace
+void KeyList::add(const KeyList& other) {
+    keys.insert(keys.end(), other.keys.begin(), other.keys.end());
+    faults.insert(faults.end(), other.faults.begin(), other.faults.end());
+    plans += other.plans;
+    sort_out();
+}
 
 EngineConfig read_engine_config(const std::filesystem::path& path) {
     std::ifstream in(path);
@@ -156,7 +191,7 @@ EngineConfig read_engine_config(const std::filesystem::path& path) {
     try {
         const json root = json::parse(in, nullptr, true, /*ignore_comments=*/true);
         known_fields(root, {"schema", "kind", "name", "models", "tensor_parallel", "dtype", "kv_dtype", "page_size", "batch",
-                            "context", "max_tokens", "sharing", "configs", "targets"});
+                            "context", "max_tokens", "sharing", "configs", "packs", "targets"});
         if (root.at("kind").get<std::string>() != "engine" || root.at("schema").get<int>() != 1)
             raise(ErrorCode::kIo, "kind " + root.at("kind").dump() + ", schema " + root.at("schema").dump() +
                                       "; this reader knows kind \"engine\", schema 1");
@@ -164,8 +199,14 @@ EngineConfig read_engine_config(const std::filesystem::path& path) {
         config.name = root.value("name", "");
         config.targets = list<std::string>(root, "targets", {});
         config.problems = problems_of(root);
-        config.batches = range(root, "batch", kMaxBatch);
-        config.contexts = range(root, "context", kMaxContext);
+        if (root.contains("packs")) {
+            config.packed_problems = packed_problems_of(config.problems);
+            config.packs = packs_of(root.at("packs"));
+        }
+        if (!root.contains("packs") || root.contains("batch") || root.contains("context")) {  // a trainer may decode nothing
+            config.batches = range(root, "batch", kMaxBatch);
+            config.contexts = range(root, "context", kMaxContext);
+        }
         config.max_tokens = root.value("max_tokens", std::int64_t{0});
         for (const std::string& name : list<std::string>(root, "sharing", {"none", "prefix"}))
             config.sharing.push_back(sharing_of(name));
@@ -197,8 +238,9 @@ KeyList keys_of(Engine& engine, const EngineConfig& config) {
                 }
             }
         }
-        sort_out(found);  // a few keys from many plans
+        found.sort_out();  // a few keys from many plans
     }
+    found.add(packed_keys_of(engine, config));
     return found;
 }
 
@@ -213,7 +255,7 @@ KeyList keys_of(Engine& engine, std::span<const TraceProblem> trace) {
             found.faults.push_back(text_of(record.problem) + ": " + error.what());
         }
     }
-    sort_out(found);
+    found.sort_out();
     return found;
 }
 

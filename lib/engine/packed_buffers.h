@@ -10,30 +10,40 @@
 
 namespace sapwood {
 
+/// In the order in which they run. The first two make the tile lists of a pack with arrays; null for others.
+struct PackedKernels {
+    Kernel *bounds = nullptr, *tiles = nullptr, *main = nullptr;
+};
+struct PackedArguments {
+    abi::ArrayBoundsParams bounds{};
+    abi::ForwardTilesParams tiles{};
+    abi::PackedForwardParams main{};
+};
+
 class PackedBuffers {
 public:
-    PackedBuffers(std::shared_ptr<Memory> memory, const PackedPlan::Impl& plan, Kernel* kernel, std::uint64_t engine);
+    PackedBuffers(std::shared_ptr<Memory> memory, const PackedPlan::Impl& plan, const PackedKernels& kernels, std::uint64_t engine);
     ~PackedBuffers();
     PackedBuffers(const PackedBuffers&) = delete;
     PackedBuffers& operator=(const PackedBuffers&) = delete;
 
     bool uploaded() const noexcept { return uploaded_; }
     void upload(const PackedPlan::Impl& plan, void* stream);
-    /// The parameter block with everything but the tensors.
-    const abi::PackedForwardParams& base() const noexcept { return base_; }
-    Kernel* kernel() const noexcept { return kernel_; }
+    /// The parameter blocks with everything but the tensors.
+    const PackedArguments& base() const noexcept { return base_; }
+    const PackedKernels& kernels() const noexcept { return kernels_; }
     std::uint64_t engine() const noexcept { return engine_; }
 
 private:
     std::shared_ptr<Memory> memory_;
-    Kernel* kernel_;
+    PackedKernels kernels_;
     std::uint64_t engine_;
     void* block_ = nullptr;
-    abi::PackedForwardParams base_{};
+    PackedArguments base_;
     bool uploaded_ = false;
 };
 
-/// Checks the tensors of a call and fills them into `params`. Throws kInvalidArgument naming the tensor.
-void bind(const PackedPlan::Impl& plan, const PackedTensors& tensors, Memory& memory, abi::PackedForwardParams& params);
+/// Checks the tensors of a call and fills them into `call`. Throws kInvalidArgument naming the tensor.
+void bind(const PackedPlan::Impl& plan, const PackedTensors& tensors, Memory& memory, PackedArguments& call);
 
 }  // namespace sapwood

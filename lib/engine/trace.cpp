@@ -9,6 +9,7 @@
 #include <tuple>
 
 #include "base/error.h"
+#include "engine/trace_lines.h"
 #include "sapwood/types.h"
 #include "tune/config_fields.h"
 #include "tune/config_json.h"
@@ -24,8 +25,6 @@ constexpr std::int64_t kMaxNodes = 1 << 24;  // of a forest that is built again
 TraceProblem problem_from(const json& line) {
     TraceProblem record;
     const json &problem = line.at("problem"), &config = line.at("config");
-    const auto dtype = problem.at("dtype").get<std::string>();
-    if (dtype != "fp16" && dtype != "bf16") raise(ErrorCode::kIo, "dtype \"" + dtype + "\" is neither fp16 nor bf16");
     const std::string kv_dtype = problem.value("kv_dtype", kv_dtype_name(KvDType::as_q));
     if (kv_dtype != kv_dtype_name(KvDType::as_q) && kv_dtype != kv_dtype_name(KvDType::e4m3))
         raise(ErrorCode::kIo, "kv_dtype \"" + kv_dtype + "\" is neither as_q nor fp8_e4m3");
@@ -33,7 +32,7 @@ TraceProblem problem_from(const json& line) {
                       .kv_heads = problem.at("kv_heads"),
                       .head_dim = problem.at("head_dim"),
                       .head_dim_v = problem.at("head_dim_v"),
-                      .dtype = dtype == "fp16" ? DType::fp16 : DType::bf16,
+                      .dtype = traced_dtype(problem.at("dtype")),
                       .kv_dtype = kv_dtype == kv_dtype_name(KvDType::e4m3) ? KvDType::e4m3 : KvDType::as_q,
                       .page_size = problem.at("page_size"),
                       .scale = problem.at("scale"),
@@ -168,27 +167,38 @@ std::string write_trace(const std::vector<TraceProblem>& problems, std::uint64_t
     return text;
 }
 
-std::vector<TraceProblem> read_trace(const std::filesystem::path& path) {
+void read_trace_lines(const std::filesystem::path& path, const std::function<void(const json&)>& take) {
     std::ifstream in(path);
     if (!in) raise(ErrorCode::kIo, "cannot read the trace " + path.string());
-    std::vector<TraceProblem> problems;
     std::size_t number = 0;
     for (std::string text; std::getline(in, text);) {
         ++number;
         try {
             const json line = json::parse(text);
-            if (number == 1) {
-                if (line.at("sapwood_trace").get<int>() != kSchema)
-                    raise(ErrorCode::kIo,
-                          "schema " + line.at("sapwood_trace").dump() + "; this reader knows " + std::to_string(kSchema));
-                continue;
+            if (number > 1) {
+                take(line);
+            } else if (line.at("sapwood_trace").get<int>() != kSchema) {
+                raise(ErrorCode::kIo,
+                      "schema " + line.at("sapwood_trace").dump() + "; this reader knows " + std::to_string(kSchema));
             }
-            problems.push_back(problem_from(line));
         } catch (const std::exception& error) {
             raise(ErrorCode::kIo, "trace " + path.string() + ", line " + std::to_string(number) + ": " + error.what());
         }
     }
     if (number == 0) raise(ErrorCode::kIo, "trace " + path.string() + " is empty");
+}
+
+DType traced_dtype(const json& name) {
+    const auto text = name.get<std::string>();
+    if (text != "fp16" && text != "bf16") raise(ErrorCode::kIo, "dtype \"" + text + "\" is neither fp16 nor bf16");
+    return text == "fp16" ? DType::fp16 : DType::bf16;
+}
+
+std::vector<TraceProblem> read_trace(const std::filesystem::path& path) {
+    std::vector<TraceProblem> problems;
+    read_trace_lines(path, [&](const json& line) {
+        if (!line.contains(kPackField)) problems.push_back(problem_from(line));
+    });
     return problems;
 }
 

@@ -34,7 +34,7 @@ struct TraceProblem {
     Forest forest() const;
 };
 
-/// The records of a trace file, as it lists them. Throws kIo naming file and line.
+/// The decode records of a trace file, as it lists them; those of packs are in traced_pack.h. Throws kIo naming file and line.
 std::vector<TraceProblem> read_trace(const std::filesystem::path& path);
 /// The text of a trace file.
 std::string write_trace(const std::vector<TraceProblem>& problems, std::uint64_t dropped);

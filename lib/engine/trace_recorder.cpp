@@ -91,9 +91,32 @@ TraceRecord* TraceRecorder::updated(const DecodePlan::Impl& plan, const Forest& 
     return record;
 }
 
+PackTraceRecord* TraceRecorder::planned(const TracedPack& pack) {
+    if (!mine()) return nullptr;
+    const PackedProblem& problem = pack.problem;
+    const std::array sizes = {trace_bucket(pack.rows), trace_bucket(pack.tokens), trace_bucket(pack.visible_pairs),
+                              trace_bucket(pack.runs)};
+    std::string kernels;  // a forward kernel and those of the backward pass begin differently
+    for (const std::string& key : pack.keys) kernels += key + '\n';
+    const std::lock_guard lock(mutex_);
+    const std::tuple id(kernels, problem.scale, problem.softcap, problem.q_heads, problem.kv_heads, sizes);
+    auto found = packs_.find(id);
+    if (found == packs_.end()) {
+        if (packs_.size() >= kMaxRecords) {
+            ++dropped_;
+            return nullptr;
+        }
+        found = packs_.emplace(id, std::make_unique<PackTraceRecord>()).first;
+        found->second->pack = pack;
+    }
+    found->second->planned.fetch_add(1, std::memory_order_relaxed);
+    return found->second.get();
+}
+
 std::string TraceRecorder::flush() {
     if (!mine()) return {};
     std::vector<TraceProblem> problems;
+    std::string packs;
     std::uint64_t dropped = 0;
     {
         std::lock_guard lock(mutex_);
@@ -103,8 +126,13 @@ std::string TraceRecorder::flush() {
             problem.planned = record->planned, problem.updated = record->updated, problem.launched = record->launched;
             problems.push_back(std::move(problem));
         }
+        for (const auto& [id, record] : packs_) {
+            TracedPack pack = record->pack;
+            pack.planned = record->planned, pack.launched = record->launched;
+            packs += trace_line(pack);
+        }
     }
-    const std::string text = write_trace(problems, dropped);
+    const std::string text = write_trace(problems, dropped) + packs;
     const PublishResult result = replace_file(path_, std::as_bytes(std::span(text)));
     return result ? std::string() : result.text();
 }

@@ -14,6 +14,7 @@
 
 #include "base/process.h"
 #include "engine/trace.h"
+#include "engine/traced_pack.h"
 #include "plan/decode_plan.h"
 
 namespace sapwood {
@@ -22,6 +23,11 @@ struct TraceRecord {
     TraceProblem problem;  // but for the counts
     std::array<int, 3> bucket;
     std::atomic<std::uint64_t> planned{0}, updated{0}, launched{0};
+};
+
+struct PackTraceRecord {
+    TracedPack pack;  // but for the counts
+    std::atomic<std::uint64_t> planned{0}, launched{0};
 };
 
 class TraceRecorder {
@@ -37,6 +43,8 @@ public:
     /// Null once there are too many distinct ones; those are only counted.
     TraceRecord* planned(const DecodePlan::Impl& plan, const Forest& forest);
     TraceRecord* updated(const DecodePlan::Impl& plan, const Forest& forest, TraceRecord* last);
+    /// `pack` is of a plan just made, counts aside. Null as above.
+    PackTraceRecord* planned(const TracedPack& pack);
     /// Atomically replaces the file. Empty, or why not.
     std::string flush();
 
@@ -49,6 +57,9 @@ private:
     std::filesystem::path path_;
     std::mutex mutex_;
     std::map<std::tuple<std::string, float, float, std::int32_t, std::array<int, 3>>, std::unique_ptr<TraceRecord>> records_;
+    std::map<std::tuple<std::string, float, float, std::int32_t, std::int32_t, std::array<int, 4>>,
+             std::unique_ptr<PackTraceRecord>>
+        packs_;
     std::uint64_t dropped_ = 0;
 };
 

@@ -6,13 +6,24 @@
 #include "base/log.h"
 #include "cuda/sm_table.h"
 #include "engine/cuda_measurer.h"
+#include "plan/packed_tiles.h"
 #include "plan/tiles.h"
 #include "sapwood/tune.h"
 #include "tune/candidates.h"
 #include "tune/config_fields.h"
+#include "tune/packed_candidates.h"
 #include "tune/search.h"
 
 namespace sapwood {
+namespace {
+
+bool leaves_kernel_open(const DecodeConfig& config) {
+    for (const tune::ConfigField& field : tune::config_fields())
+        if (field.in_kernel && field.get(config) == 0) return true;
+    return false;
+}
+
+}  // namespace
 
 tune::DeviceFacts facts_of(const TargetSetup& setup) {
     const cuda::DeviceInfo info = setup.device    ? setup.device->info()
@@ -49,35 +60,58 @@ Tuning::Tuning(const EngineOptions& options, const TargetSetup& setup, const std
     if (database->size() > 0) database_ = std::move(database);
 }
 
+TuneMatch Tuning::count(const tune::Lookup& lookup) {
+    switch (lookup.match) {
+        case TuneMatch::exact:
+            ++exact_;
+            break;
+        case TuneMatch::near_bucket:
+            ++near_;
+            break;
+        case TuneMatch::other_gpu:
+            ++other_gpu_;
+            break;
+        default:
+            ++fallback_;
+    }
+    if (!lookup.rejected.empty()) {
+        ++rejected_;
+        log::warning_once(lookup.rejected, "a tuned configuration cannot run here and is left aside for the default: " +
+                                               lookup.rejected + "; tune again for this device");
+    }
+    return lookup.match;
+}
+
 DecodeConfig Tuning::choose(const DecodeProblem& problem, const ForestOrder& order, const DecodeConfig& config,
                             const Limits& limits, TuneMatch& match) {
-    bool open = false;
-    for (const tune::ConfigField& field : tune::config_fields()) open |= field.in_kernel && field.get(config) == 0;
-    if (open && mode_ != "off") {
+    if (leaves_kernel_open(config) && mode_ != "off") {
         tune::Lookup lookup;
         if (database_) lookup = database_->find(tune::bucket_of(problem, tune::sizes_of(problem, order)), problem, config);
-        match = lookup.match;
-        switch (lookup.match) {
-            case TuneMatch::exact:
-                ++exact_;
-                break;
-            case TuneMatch::near_bucket:
-                ++near_;
-                break;
-            case TuneMatch::other_gpu:
-                ++other_gpu_;
-                break;
-            default:
-                ++fallback_;
-        }
-        if (lookup.match != TuneMatch::fallback) return lookup.config;
-        if (!lookup.rejected.empty()) {
-            ++rejected_;
-            log::warning_once(lookup.rejected, "a tuned configuration cannot run here and is left aside for the default: " +
-                                                   lookup.rejected + "; tune again for this device");
-        }
+        match = count(lookup);
+        if (match != TuneMatch::fallback) return lookup.config;
     }
     return choose_config(problem, order, config, limits);
+}
+
+PackedConfig Tuning::choose(const PackedProblem& problem, const tune::Sizes& sizes, const PackedConfig& config,
+                            const Limits& limits, TuneMatch& match) {
+    if (leaves_kernel_open(tune::as_decode(config)) && mode_ != "off") {
+        tune::Lookup lookup;
+        if (database_) lookup = database_->find(tune::bucket_of(problem, sizes), problem, tune::as_decode(config));
+        match = count(lookup);
+        if (match != TuneMatch::fallback) return tune::as_packed(lookup.config);
+    }
+    return choose_config(problem, config, limits);
+}
+
+std::unique_ptr<PackedPlan::Impl> Tuning::plan(const PackedProblem& asked, const Pack& pack, const PackedConfig& config,
+                                               const Limits& limits) {
+    const PackedProblem problem = complete(asked);
+    TuneMatch match = TuneMatch::none;
+    const PackedConfig chosen = choose(problem, tune::sizes_of(problem, pack), config, limits, match);
+    auto plan = make_packed_plan(problem, pack, chosen, limits);
+    plan->info.tuned = match;
+    return plan;
 }
 
 std::unique_ptr<DecodePlan::Impl> Tuning::plan(const DecodeProblem& asked, const Forest& forest, const DecodeConfig& config,
@@ -111,7 +145,7 @@ TuneReport tune_decode(Engine& engine, const DecodeProblem& problem, const Fores
     const tune::DeviceFacts device = facts_of(setup);
     const ForestOrder order = order_of(forest);
     const DecodeProblem completed = complete(problem, order);
-    CudaMeasurer measurer(engine, setup.device, completed, forest, sets, options.policy);
+    CudaMeasurer measurer(setup.device, decode_subject(engine, completed, forest, sets), options.policy);
     TuneReport report =
         tune::search(tune::find_candidates(completed, forest, order, device, options, {}), measurer, device, options);
     report.bucket = tune::bucket_of(completed, tune::sizes_of(completed, order)).to_string();

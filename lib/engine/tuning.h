@@ -12,6 +12,7 @@
 
 #include "engine/target.h"
 #include "plan/decode_plan.h"
+#include "plan/packed_plan.h"
 #include "sapwood/engine.h"
 #include "tune/database.h"
 #include "tune/device_facts.h"
@@ -33,10 +34,17 @@ public:
     /// make_decode_plan with the fields that `config` leaves open taken from the database, where it knows the bucket.
     std::unique_ptr<DecodePlan::Impl> plan(const DecodeProblem& problem, const Forest& forest, const DecodeConfig& config,
                                            const DecodeLimits& room, const Limits& limits);
+    /// The same for make_packed_plan.
+    std::unique_ptr<PackedPlan::Impl> plan(const PackedProblem& problem, const Pack& pack, const PackedConfig& config,
+                                           const Limits& limits);
+    /// What that takes for a pack of these sizes. `problem` is complete.
+    PackedConfig choose(const PackedProblem& problem, const tune::Sizes& sizes, const PackedConfig& config, const Limits& limits,
+                        TuneMatch& match);
     void count_into(EngineStats& stats) const;
     std::string describe() const;  // for `sapwood doctor`: mode, records, digest
 
 private:
+    TuneMatch count(const tune::Lookup& lookup);
     DecodeConfig choose(const DecodeProblem& problem, const ForestOrder& order, const DecodeConfig& config, const Limits& limits,
                         TuneMatch& match);
 

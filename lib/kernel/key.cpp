@@ -36,7 +36,7 @@ std::string packed_text(const char* family, const KernelKey& key) {
     const auto number = [](unsigned value) { return std::to_string(value); };
     return std::string(family) + "/" + dtype_name(static_cast<DType>(key.dtype)) + "/d" + number(key.head_dim) + "/v" +
            number(key.head_dim_v) + (key.score == static_cast<unsigned>(Score::negated) ? "/neg" : "/cap" + number(key.score)) +
-           (key.fixed_order != 0 ? "/order" + number(key.fixed_order) : "") + "/" +
+           (key.mask != 0 ? "/arrays" : "") + (key.fixed_order != 0 ? "/order" + number(key.fixed_order) : "") + "/" +
            mainloop_name(static_cast<Mainloop>(key.mainloop)) + "/w" + number(key.warps) + "/p" + number(key.producers) + "/kv" +
            number(key.block_kv) + "/s" + number(key.stages) + "/b" + number(key.blocks) + "/" + std::string(key.target.data());
 }
@@ -59,6 +59,12 @@ const char* family_name(Family family) noexcept {
             return "backward_prepare";
         case Family::backward_finish:
             return "backward_finish";
+        case Family::array_bounds:
+            return "array_bounds";
+        case Family::forward_tiles:
+            return "forward_tiles";
+        case Family::backward_tiles:
+            return "backward_tiles";
     }
     return "no kernel";
 }
@@ -74,6 +80,10 @@ std::string KernelKey::to_string() const {
         case Family::backward_prepare:
         case Family::backward_finish:
             return packed_text(family_name(static_cast<Family>(family)), *this);
+        case Family::array_bounds:
+        case Family::forward_tiles:
+        case Family::backward_tiles:
+            return std::string(family_name(static_cast<Family>(family))) + "/" + target.data();
     }
     return "no kernel";
 }
@@ -114,10 +124,17 @@ KernelKey merge_key(const MergeProblem& problem, const std::string& target) {
     return key;
 }
 
-KernelKey packed_key(Family family, const PackedProblem& problem, const PackedConfig& config, const std::string& target,
-                     bool fixed_order) {
+KernelKey array_key(Family family, const std::string& target) {
     KernelKey key;
-    key.fixed_order = fixed_order ? 1 : 0;
+    key.family = static_cast<std::uint8_t>(family);
+    set_target(key, target);
+    return key;
+}
+
+KernelKey packed_key(Family family, const PackedProblem& problem, const PackedConfig& config, const std::string& target,
+                     const PackTraits& traits) {
+    KernelKey key;
+    key.fixed_order = traits.fixed_order ? 1 : 0;
     key.family = static_cast<std::uint8_t>(family);
     key.dtype = static_cast<std::uint8_t>(problem.dtype);
     key.score = static_cast<std::uint8_t>(score_of(problem.scale, problem.softcap));
@@ -129,6 +146,7 @@ KernelKey packed_key(Family family, const PackedProblem& problem, const PackedCo
     key.producers = static_cast<std::uint8_t>(config.producers);
     key.stages = static_cast<std::uint8_t>(config.stages);
     key.blocks = static_cast<std::uint8_t>(config.blocks);
+    key.mask = traits.arrays ? 1 : 0;
     set_target(key, target);
     return key;
 }

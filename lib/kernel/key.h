@@ -22,7 +22,10 @@ enum class Family : std::uint8_t {
     packed_forward = 3,
     packed_backward = 4,
     backward_prepare = 5,
-    backward_finish = 6
+    backward_finish = 6,
+    array_bounds = 7,
+    forward_tiles = 8,
+    backward_tiles = 9
 };
 const char* family_name(Family family) noexcept;  // what a key's text begins with
 
@@ -39,7 +42,7 @@ struct KernelKey {
     std::uint16_t block_kv = 0;
     std::uint8_t warps = 0, producers = 0, stages = 0, blocks = 0;
     std::uint8_t mainloop = 0;      // Mainloop
-    std::uint8_t mask = 0;          // 1: some keys are seen by some requests of their node alone
+    std::uint8_t mask = 0;          // 1: some keys are seen by some requests of their node alone; of a pack: it has arrays
     std::uint8_t out_dtype = 0;     // of a merge: StateDType, and so is its dtype
     std::uint8_t separate = 0;      // of a merge: 1: each part is a tensor of its own
     std::uint8_t kv_dtype = 0;      // KvDType
@@ -58,7 +61,14 @@ static_assert(sizeof(KernelKey) == 32);
 KernelKey decode_key(const DecodeProblem& problem, const DecodeConfig& config, const std::string& target);
 /// `stages` is the number of 16-byte loads that a thread has in flight.
 KernelKey merge_key(const MergeProblem& problem, const std::string& target);
+/// What else changes the code of a pack's kernel.
+struct PackTraits {
+    bool arrays = false;       // of the pack
+    bool fixed_order = false;  // of a backward pass
+};
 KernelKey packed_key(Family family, const PackedProblem& problem, const PackedConfig& config, const std::string& target,
-                     bool fixed_order = false);
+                     const PackTraits& traits = {});
+/// Of the kernels that make the tile lists of a pack with arrays: nothing changes their code.
+KernelKey array_key(Family family, const std::string& target);
 
 }  // namespace sapwood

@@ -63,7 +63,8 @@ KernelKey parse_packed_key(Family family, std::string_view text, const std::vect
     config.block_kv = number(parts, "kv");
     config.stages = number(parts, "s");
     config.blocks = number(parts, "b");
-    return packed_key(family, problem, config, std::string(parts.back()), number(parts, "order") == 1);
+    return packed_key(family, problem, config, std::string(parts.back()),
+                      {.arrays = text.find("/arrays/") != std::string_view::npos, .fixed_order = number(parts, "order") == 1});
 }
 
 KernelKey parse_decode_key(std::string_view text, const std::vector<std::string_view>& parts) {
@@ -92,6 +93,8 @@ KernelKey parse_parts(std::string_view text, const std::vector<std::string_view>
     if (parts[0] == family_name(Family::merge)) return parse_merge_key(parts);
     for (const Family family : {Family::packed_forward, Family::packed_backward, Family::backward_prepare, Family::backward_finish})
         if (parts[0] == family_name(family)) return parse_packed_key(family, text, parts);
+    for (const Family family : {Family::array_bounds, Family::forward_tiles, Family::backward_tiles})
+        if (parts[0] == family_name(family)) return array_key(family, std::string(parts.back()));
     return parse_decode_key(text, parts);
 }
 

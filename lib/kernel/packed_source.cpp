@@ -19,6 +19,7 @@ KernelSource packed_forward_source(const KernelKey& key) {
                 {"producers", std::to_string(key.producers)},
                 {"block_kv", std::to_string(key.block_kv)},
                 {"stages", std::to_string(key.stages)},
+                {"arrays", key.mask != 0 ? "true" : "false"},
                 {"threads", std::to_string(packed_forward_resources(key).threads)},
                 {"blocks", std::to_string(key.blocks)},
             }};
@@ -28,6 +29,15 @@ KernelResources packed_forward_resources(const KernelKey& key) {
     const abi::PackedShape shape = {key.head_dim, key.head_dim_v, key.warps, key.producers, key.block_kv, key.stages};
     return {.threads = (key.warps + key.producers) * 32u, .shared_bytes = abi::packed_shared_bytes(shape)};
 }
+
+KernelSource array_source(const KernelKey& key) {
+    const std::string name = family_name(static_cast<Family>(key.family));
+    return {.text = "entry/" + name + ".cu.in",
+            .entry = "sapwood_" + name,
+            .slots = {{"threads", std::to_string(array_resources(key).threads)}}};
+}
+
+KernelResources array_resources(const KernelKey&) { return {.threads = abi::kArrayThreads, .shared_bytes = 0}; }
 
 KernelSource packed_backward_source(const KernelKey& key) {
     const std::string name = family_name(static_cast<Family>(key.family));
@@ -41,6 +51,7 @@ KernelSource packed_backward_source(const KernelKey& key) {
                            }};
     if (static_cast<Family>(key.family) == Family::packed_backward) {
         source.slots["score"] = score_policy(static_cast<Score>(key.score));
+        source.slots["arrays"] = key.mask != 0 ? "true" : "false";
         source.slots["mainloop"] = mainloop_name(static_cast<Mainloop>(key.mainloop));
         source.slots["stages"] = std::to_string(key.stages);
         source.slots["blocks"] = std::to_string(key.blocks);

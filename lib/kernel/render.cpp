@@ -52,6 +52,10 @@ KernelSource source_of(const KernelKey& key) {
         case Family::backward_prepare:
         case Family::backward_finish:
             return packed_backward_source(key);
+        case Family::array_bounds:
+        case Family::forward_tiles:
+        case Family::backward_tiles:
+            return array_source(key);
     }
     raise(ErrorCode::kInternal, "unknown kernel family " + std::to_string(key.family));
 }
@@ -82,6 +86,10 @@ KernelResources resources_of(const KernelKey& key) {
         case Family::backward_prepare:
         case Family::backward_finish:
             return packed_backward_resources(key);
+        case Family::array_bounds:
+        case Family::forward_tiles:
+        case Family::backward_tiles:
+            return array_resources(key);
     }
     raise(ErrorCode::kInternal, "unknown kernel family " + std::to_string(key.family));
 }

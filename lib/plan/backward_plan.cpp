@@ -13,11 +13,13 @@ namespace {
 
 /// Tiles of a key block's longest part. A step is a tile of one query head; an item has the steps of a whole group. Measured on an
 /// H100: a sixth of what a multiprocessor does in all evens out well, and beyond 333 steps an item costs more balance than its
-/// beginning and end save; where even that cuts all blocks, twelve items a multiprocessor are enough.
-std::int64_t longest_part(std::int64_t tiles, const PackedProblem& problem, int sms) {
+/// beginning and end save; where even that cuts all blocks, twelve items a multiprocessor are enough. Not so of a pack with arrays:
+/// what they leave of these tiles is not known, and one block that they leave whole must not outlast the others.
+std::int64_t longest_part(std::int64_t tiles, const PackedProblem& problem, int sms, bool arrays) {
     // What a part costs beyond its tiles, K and V once more and fp32 additions of dK and dV, is about two of them.
     constexpr std::int64_t kGoodSteps = 333, kLeastTiles = 24;
     const std::int64_t group = problem.q_heads / problem.kv_heads, steps = tiles * problem.q_heads / sms;
+    if (arrays) return std::min(steps / 6, kGoodSteps) / group;
     const std::int64_t limit = std::max(std::min(steps / 6, kGoodSteps), steps / 12);
     return std::max(limit / group, kLeastTiles);
 }
@@ -63,6 +65,12 @@ bool goes_through_dram(const BackwardList& list, std::int64_t head_bytes) {
 std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem& asked, const Pack& pack,
                                                              const PackedBackwardOptions& options, const Limits& limits) {
     auto plan = std::make_unique<PackedBackwardPlan::Impl>();
+    if (options.deterministic && pack.dfs_arrays())
+        raise(
+            ErrorCode::kInvalidProblem,
+            "a deterministic backward pass was asked for over a pack with dfs_arrays: its order of additions is the plan's, and "
+            "which tiles the arrays leave is known on the device alone. Ask without `deterministic`, or give the trees as segments "
+            "(Pack::from_segments)");
     plan->problem = complete(asked);
     plan->config = choose_backward_config(plan->problem, options.config, limits);
     plan->options = options;
@@ -73,12 +81,20 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
               "a deterministic backward pass is made with mainloop wgmma alone (sm_90a, head dims 64 and 128); head dims " +
                   std::to_string(problem.head_dim) + " and " + std::to_string(problem.head_dim_v) + " on " + limits.target +
                   " take " + plan->config.to_string() + ". Ask without `deterministic`");
+    if (pack.dfs_arrays() && plan->config.mainloop != Mainloop::wgmma)
+        raise(
+            ErrorCode::kUnsupportedDevice,
+            "the backward pass over a pack with dfs_arrays is made with mainloop wgmma alone (sm_90a, head dims 64 and 128); head "
+            "dims " +
+                std::to_string(problem.head_dim) + " and " + std::to_string(problem.head_dim_v) + " on " + limits.target +
+                " take " + plan->config.to_string() + ". Give the trees as segments (Pack::from_segments)");
     const int resident = limits.sms * plan->config.blocks;
     const auto build = [&](bool by_rows) {
         plan->list.build(
             pack, plan->config.block_kv,
             [&](std::int64_t tiles) {
-                return by_rows ? longest_part_by_rows(tiles, problem, resident) : longest_part(tiles, problem, resident);
+                return by_rows ? longest_part_by_rows(tiles, problem, resident)
+                               : longest_part(tiles, problem, resident, pack.dfs_arrays());
             },
             by_rows);
     };
@@ -87,8 +103,10 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
         pack.rows() * (problem.q_heads / problem.kv_heads) * (2 * problem.head_dim_v + 6 * problem.head_dim);
     bool by_rows = options.deterministic;
     build(by_rows);
-    if (!by_rows && goes_through_dram(plan->list, head_bytes)) build(by_rows = true);
+    // What comes of arrays is known on the device alone: neither which blocks are short nor which rows they share.
+    if (!by_rows && !pack.dfs_arrays() && goes_through_dram(plan->list, head_bytes)) build(by_rows = true);
     if (options.deterministic) plan->list.number_turns();
+    if (pack.dfs_arrays()) plan->arrays.build(pack, plan->list);
     PackedBackwardInfo& info = plan->info;
     info.config = plan->config;
     info.rows = pack.rows();
@@ -97,7 +115,8 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
     info.tiles = plan->list.tiles;
     info.partial_tiles = plan->list.partial_tiles;
     info.blocks = static_cast<std::int64_t>(plan->list.blocks.size());
-    info.list_bytes = plan->list.bytes();
+    info.list_bytes = plan->list.bytes() + plan->arrays.bytes();
+    info.dfs_arrays = pack.dfs_arrays();
     info.workspace_bytes =
         (plan->kv_sums() + plan->arrivals()) * 4 + plan->row_tiles() * abi::kRowTile * problem.q_heads * (problem.head_dim + 2) * 4;
     info.flops = 5.0 * (problem.head_dim + problem.head_dim_v) * problem.q_heads * static_cast<double>(info.visible_pairs);

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
+#include <cstdint>
 #include <memory>
 
+#include "plan/array_list.h"
 #include "plan/backward_list.h"
 #include "plan/limits.h"
 #include "sapwood/packed.h"
@@ -16,10 +19,12 @@ struct PackedBackwardPlan::Impl {
     PackedBackwardOptions options;
     Limits limits;
     BackwardList list;
+    ArrayList arrays;  // as in PackedPlan::Impl
     PackedBackwardInfo info;
     std::int32_t section_heads = 1;  // KV heads that are worked on together
     std::vector<std::string> keys;
     std::shared_ptr<void> device;
+    std::shared_ptr<std::atomic<std::uint64_t>> launches;  // counted in a trace; null: in none
 
     /// fp32 values in which dK and dV of blocks in several parts are added up.
     std::int64_t kv_sums() const {

@@ -30,6 +30,7 @@ std::unique_ptr<PackedPlan::Impl> make_packed_plan(const PackedProblem& asked, c
     plan->config = choose_config(plan->problem, config, limits);
     plan->limits = limits;
     plan->list.build(pack, plan->block_q(), plan->config.block_kv);
+    if (pack.dfs_arrays()) plan->arrays.build(pack, plan->list);
     const PackedProblem& problem = plan->problem;
     const auto blocks = static_cast<std::int64_t>(plan->list.blocks.size());
     const std::int64_t head_bytes = pack.keys() * (problem.head_dim + problem.head_dim_v) * 2;
@@ -43,7 +44,8 @@ std::unique_ptr<PackedPlan::Impl> make_packed_plan(const PackedProblem& asked, c
     info.tiles = plan->list.tiles;
     info.partial_tiles = plan->list.partial_tiles;
     info.blocks = blocks;
-    info.list_bytes = plan->list.bytes();
+    info.list_bytes = plan->list.bytes() + plan->arrays.bytes();
+    info.dfs_arrays = pack.dfs_arrays();
     info.flops = 2.0 * (problem.head_dim + problem.head_dim_v) * problem.q_heads * static_cast<double>(info.visible_pairs);
     info.grid = static_cast<std::int32_t>(std::min<std::int64_t>(limits.sms * plan->config.blocks, blocks * problem.q_heads));
     return plan;
@@ -56,5 +58,6 @@ PackedPlan::~PackedPlan() = default;
 const PackedProblem& PackedPlan::problem() const noexcept { return impl_->problem; }
 PackedPlanInfo PackedPlan::info() const { return impl_->info; }
 std::string PackedPlan::kernel_key() const { return impl_->key; }
+std::vector<std::string> PackedPlan::kernel_keys() const { return impl_->keys; }
 
 }  // namespace sapwood

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
+#include <cstdint>
 #include <memory>
 #include <string>
 
+#include "plan/array_list.h"
 #include "plan/limits.h"
 #include "plan/packed_list.h"
 #include "sapwood/packed.h"
@@ -16,10 +19,13 @@ struct PackedPlan::Impl {
     PackedConfig config;
     Limits limits;
     PackedList list;
+    ArrayList arrays;  // of a pack with arrays; the spans of `list` are then made on the device
     PackedPlanInfo info;
     std::int32_t section_heads = 1;  // query heads that are worked on together
     std::string key;
+    std::vector<std::string> keys;  // of all its kernels, in the order in which they run
     std::shared_ptr<void> device;
+    std::shared_ptr<std::atomic<std::uint64_t>> launches;  // counted in a trace; null: in none
 
     int block_q() const { return config.warps * 16; }
     int grid() const { return info.grid; }

@@ -98,7 +98,10 @@ Pack Pack::from_cu_seqlens(std::span<const std::int32_t> cu_q, std::span<const s
     if (mask.window_left < -1 || mask.window_right < -1)
         refuse("a window of " + std::to_string(mask.window_left) + " keys before and " + std::to_string(mask.window_right) +
                " behind; -1 means all");
+    if (mask.dfs_arrays && !mask.causal)
+        refuse("dfs_arrays needs causal: depth first, start_q[q] <= end_k[k] says nothing of keys behind the query");
     Pack pack;
+    pack.dfs_arrays_ = mask.dfs_arrays;
     pack.rows_ = cu_q.back();
     pack.keys_ = cu_k.back();
     for (std::size_t i = 0; i + 1 < cu_q.size(); ++i) {

@@ -9,7 +9,6 @@
 #include <vector>
 
 #include "base/digest.h"
-#include "kernel/key.h"
 #include "plan/tiles.h"
 
 namespace sapwood::tune {
@@ -33,6 +32,27 @@ bool number_after(std::string_view part, std::string_view prefix, Number& value)
     const char* end = part.data() + part.size();
     const auto parsed = std::from_chars(part.data() + prefix.size(), end, value);
     return parsed.ec == std::errc{} && parsed.ptr == end;
+}
+
+Bucket bucket_of(const KernelKey& key, PageKind pages, int group, const Sizes& sizes) {
+    Bucket bucket;
+    bucket.family = key.family;
+    bucket.dtype = key.dtype;
+    bucket.kv_dtype = key.kv_dtype;
+    bucket.score = key.score;
+    bucket.mask = key.mask != 0;
+    bucket.pages = static_cast<std::uint8_t>(pages);
+    bucket.head_dim = key.head_dim;
+    bucket.head_dim_v = key.head_dim_v;
+    bucket.group = static_cast<std::uint16_t>(group);
+    bucket.kv_heads = half_octave(static_cast<double>(sizes.kv_heads));
+    bucket.requests = half_octave(static_cast<double>(sizes.requests));
+    bucket.unique = half_octave(static_cast<double>(sizes.unique_tokens));
+    const double unique = static_cast<double>(std::max<std::int64_t>(1, sizes.unique_tokens));
+    bucket.sharing = half_octave(static_cast<double>(sizes.path_tokens) / unique);
+    bucket.widest = half_octave(static_cast<double>(sizes.widest));
+    bucket.longest = half_octave(static_cast<double>(sizes.longest));
+    return bucket;
 }
 
 }  // namespace
@@ -65,31 +85,33 @@ double middle_of(std::uint8_t half) {
     return middle < 2 ? std::round(middle * 10) / 10 : std::round(middle);
 }
 
+Sizes sizes_of(const PackedProblem& problem, std::int64_t rows, std::int64_t keys, std::int64_t visible_pairs, std::int64_t runs) {
+    return {.kv_heads = problem.kv_heads,
+            .requests = rows,
+            .unique_tokens = keys,
+            .path_tokens = visible_pairs,
+            .longest = keys / std::max<std::int64_t>(1, runs)};
+}
+
+Sizes sizes_of(const PackedProblem& problem, const Pack& pack) {
+    return sizes_of(problem, pack.rows(), pack.keys(), pack.visible_pairs(), static_cast<std::int64_t>(pack.runs().size()));
+}
+
 Bucket bucket_of(const DecodeProblem& problem, const Sizes& sizes) {
-    const KernelKey key = decode_key(problem, {}, {});
-    Bucket bucket;
-    bucket.dtype = key.dtype;
-    bucket.kv_dtype = key.kv_dtype;
-    bucket.score = key.score;
-    bucket.mask = key.mask != 0;
-    bucket.pages = static_cast<std::uint8_t>(problem.page_size == 0   ? PageKind::contiguous
-                                             : problem.page_size == 1 ? PageKind::token
-                                                                      : PageKind::pages);
-    bucket.head_dim = key.head_dim;
-    bucket.head_dim_v = key.head_dim_v;
-    bucket.group = key.group;
-    bucket.kv_heads = half_octave(static_cast<double>(sizes.kv_heads));
-    bucket.requests = half_octave(static_cast<double>(sizes.requests));
-    bucket.unique = half_octave(static_cast<double>(sizes.unique_tokens));
-    const double unique = static_cast<double>(std::max<std::int64_t>(1, sizes.unique_tokens));
-    bucket.sharing = half_octave(static_cast<double>(sizes.path_tokens) / unique);
-    bucket.widest = half_octave(static_cast<double>(sizes.widest));
-    bucket.longest = half_octave(static_cast<double>(sizes.longest));
-    return bucket;
+    const PageKind pages = problem.page_size == 0   ? PageKind::contiguous
+                           : problem.page_size == 1 ? PageKind::token
+                                                    : PageKind::pages;
+    return bucket_of(decode_key(problem, {}, {}), pages, group_of(problem), sizes);
+}
+
+Bucket bucket_of(const PackedProblem& problem, const Sizes& sizes) {
+    return bucket_of(packed_key(Family::packed_forward, problem, {}, {}), PageKind::contiguous, problem.q_heads / problem.kv_heads,
+                     sizes);
 }
 
 std::string Bucket::to_string() const {
-    std::string text = "decode/b" + std::to_string(version) + "/" + dtype_name(static_cast<DType>(dtype)) +
+    std::string text = std::string(family_name(static_cast<Family>(family))) + "/b" + std::to_string(version) + "/" +
+                       dtype_name(static_cast<DType>(dtype)) +
                        (kv_dtype != 0 ? std::string("/") + kv_dtype_name(static_cast<KvDType>(kv_dtype)) : std::string()) + "/d" +
                        std::to_string(head_dim) + "/v" + std::to_string(head_dim_v) + "/g" + std::to_string(group) + "/" +
                        kPageKinds[std::min<std::size_t>(pages, 2)] + "/" + kScores[std::min<std::size_t>(score, 2)] +
@@ -115,7 +137,10 @@ bool parse_bucket(std::string_view text, Bucket& bucket) {
         read.kv_dtype = static_cast<std::uint8_t>(KvDType::e4m3);
         parts.erase(parts.begin() + 3);
     }
-    if (parts.size() != kCode + std::size(kSizes) || parts[0] != "decode") return false;
+    const auto family = std::find_if(std::begin(kTunedFamilies), std::end(kTunedFamilies),
+                                     [&](Family known) { return parts[0] == family_name(known); });
+    if (parts.size() != kCode + std::size(kSizes) || family == std::end(kTunedFamilies)) return false;
+    read.family = static_cast<std::uint8_t>(*family);
     long version = 0, dim = 0, dim_v = 0, group = 0;
     if (!number_after(parts[1], "b", version) || version != kBucketVersion) return false;
     if (!number_after(parts[3], "d", dim) || !number_after(parts[4], "v", dim_v) || !number_after(parts[5], "g", group))
@@ -146,8 +171,9 @@ bool parse_bucket(std::string_view text, Bucket& bucket) {
 }
 
 bool same_code(const Bucket& a, const Bucket& b) {
-    return a.version == b.version && a.dtype == b.dtype && a.kv_dtype == b.kv_dtype && a.mask == b.mask && a.score == b.score &&
-           a.pages == b.pages && a.head_dim == b.head_dim && a.head_dim_v == b.head_dim_v && a.group == b.group;
+    return a.version == b.version && a.family == b.family && a.dtype == b.dtype && a.kv_dtype == b.kv_dtype && a.mask == b.mask &&
+           a.score == b.score && a.pages == b.pages && a.head_dim == b.head_dim && a.head_dim_v == b.head_dim_v &&
+           a.group == b.group;
 }
 
 int distance(const Bucket& a, const Bucket& b) {
@@ -172,7 +198,7 @@ std::size_t BucketHash::operator()(const Bucket& b) const noexcept {
         std::uint64_t{b.head_dim} << 32 | std::uint64_t{b.head_dim_v} << 48);
     mix(std::uint64_t{b.group} | std::uint64_t{b.kv_heads} << 16 | std::uint64_t{b.requests} << 24 | std::uint64_t{b.unique} << 32 |
         std::uint64_t{b.sharing} << 40 | std::uint64_t{b.widest} << 48 | std::uint64_t{b.longest} << 56);
-    mix(b.kv_dtype | (b.mask ? 256u : 0u));
+    mix(b.kv_dtype | (b.mask ? 256u : 0u) | std::uint64_t{b.family} << 16);
     return static_cast<std::size_t>(h);
 }
 

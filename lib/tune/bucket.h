@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// From a problem and its forest to the bucket that a tuning record is kept under. What changes code or legality is taken exactly,
-// sizes in half octaves. A change here is another kBucketVersion, so that old records are not read as new ones.
+// From a problem and its forest or pack to the bucket that a tuning record is kept under. What changes code or legality is taken
+// exactly, sizes in half octaves. A change here is another kBucketVersion, so that old records are not read as new ones.
 #pragma once
 
 #include <cstdint>
@@ -8,32 +8,37 @@
 #include <string>
 #include <string_view>
 
+#include "kernel/key.h"
 #include "plan/order.h"
 #include "sapwood/decode.h"
+#include "sapwood/packed.h"
 
 namespace sapwood::tune {
 
 inline constexpr std::uint8_t kBucketVersion = 1;
 
-/// The sizes of one call, exactly: recorded with every measurement.
+/// The sizes of one call, exactly: recorded with every measurement. In a pack each query row is what a request is in a forest.
 struct Sizes {
     std::int64_t kv_heads = 0, page_size = 0;
-    std::int64_t requests = 0;       // that see a token
-    std::int64_t unique_tokens = 0;  // on some request's path
-    std::int64_t path_tokens = 0;    // summed over the requests
-    std::int64_t widest = 0;         // most requests that share a token
-    std::int64_t longest = 0;        // tokens of the longest path
+    std::int64_t requests = 0;       // that see a token; of a pack: rows of Q
+    std::int64_t unique_tokens = 0;  // on some request's path; of a pack: rows of K and V
+    std::int64_t path_tokens = 0;    // summed over the requests; of a pack: visible pairs
+    std::int64_t widest = 0;         // most requests that share a token; of a pack: 0, it is not counted
+    std::int64_t longest = 0;        // tokens of the longest path; of a pack: of a run of keys (KeyRun), on average
     bool operator==(const Sizes&) const = default;
     auto operator<=>(const Sizes&) const = default;
 };
 
 Sizes sizes_of(const DecodeProblem& problem, const ForestOrder& order);
+Sizes sizes_of(const PackedProblem& problem, const Pack& pack);
+Sizes sizes_of(const PackedProblem& problem, std::int64_t rows, std::int64_t keys, std::int64_t visible_pairs, std::int64_t runs);
 
 /// How a kernel finds its keys: page sizes above one differ in a shift only.
 enum class PageKind : std::uint8_t { contiguous, token, pages };
 
 struct Bucket {
     std::uint8_t version = kBucketVersion;
+    std::uint8_t family = static_cast<std::uint8_t>(Family::decode);  // or packed_forward
     std::uint8_t dtype = 0;
     std::uint8_t kv_dtype = 0;  // KvDType; the text has it where it is not that of Q
     std::uint8_t score = 0;     // Score of kernel/key.h
@@ -53,6 +58,9 @@ std::uint8_t half_octave(double value);
 double middle_of(std::uint8_t half_octave);
 
 Bucket bucket_of(const DecodeProblem& problem, const Sizes& sizes);
+Bucket bucket_of(const PackedProblem& problem, const Sizes& sizes);
+/// Families that have records, in the order in which stores list them.
+inline constexpr Family kTunedFamilies[] = {Family::decode, Family::packed_forward};
 /// The inverse of Bucket::to_string; false for what is no bucket of this version.
 bool parse_bucket(std::string_view text, Bucket& bucket);
 

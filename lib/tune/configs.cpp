@@ -85,6 +85,26 @@ constexpr DecodeConfig kGeneric[] = {
 constexpr std::int32_t kSplits[] = {0, 1, 2, 3, 4, 6};
 constexpr std::int32_t kRows[] = {0, 128, 64, 32, 16};
 
+// Of packed forward kernels, for every SM: the wide tiles of 9.0 first, the narrow ones that fit 99 KB and head dim 256 last. Their
+// plans have no knobs.
+constexpr DecodeConfig kPacked[] = {
+    {.mainloop = kWgmma, .warps = 8, .producers = 4, .block_kv = 128, .stages = 2, .blocks = 1},
+    {.mainloop = kWgmma, .warps = 8, .producers = 4, .block_kv = 64, .stages = 3, .blocks = 1},
+    {.mainloop = kWgmma, .warps = 8, .producers = 4, .block_kv = 64, .stages = 2, .blocks = 1},
+    {.mainloop = kWgmma, .warps = 8, .producers = 4, .block_kv = 64, .stages = 4, .blocks = 1},
+    {.mainloop = kMma, .warps = 8, .producers = 4, .block_kv = 64, .stages = 2, .blocks = 1},
+    {.mainloop = kMma, .warps = 8, .producers = 4, .block_kv = 64, .stages = 3, .blocks = 1},
+    {.mainloop = kMma, .warps = 8, .producers = 4, .block_kv = 128, .stages = 2, .blocks = 1},
+    {.mainloop = kMma, .warps = 8, .producers = 4, .block_kv = 32, .stages = 2, .blocks = 1},
+    {.mainloop = kMma, .warps = 8, .producers = 4, .block_kv = 32, .stages = 4, .blocks = 1},
+    {.mainloop = kMma, .warps = 4, .producers = 4, .block_kv = 64, .stages = 2, .blocks = 1},
+    {.mainloop = kMma, .warps = 4, .producers = 4, .block_kv = 64, .stages = 2, .blocks = 2},
+    {.mainloop = kMma, .warps = 4, .producers = 4, .block_kv = 32, .stages = 2, .blocks = 2},
+    {.mainloop = kMma, .warps = 4, .producers = 4, .block_kv = 32, .stages = 2, .blocks = 1},
+};
+constexpr std::int32_t kNoKnob[] = {0};
+constexpr ConfigList kPackedList = {.sm = 0, .name = "packed", .kernels = kPacked, .splits = kNoKnob, .rows = kNoKnob};
+
 constexpr ConfigList kLists[] = {
     {.sm = 90, .name = "sm_90", .kernels = kSm90, .splits = kSplits, .rows = kRows},
     {.sm = 100, .name = "sm_100", .kernels = kSm100, .splits = kSplits, .rows = kRows},
@@ -139,6 +159,8 @@ ListMatch list_for(int sm) {
     if (of_major != nullptr) return {of_major, Match::major};
     return {find(0), Match::generic};
 }
+
+ListMatch packed_list() { return {&kPackedList, Match::generic}; }
 
 std::vector<DecodeConfig> configs_of(const ConfigList& list) {
     std::vector<DecodeConfig> configs;

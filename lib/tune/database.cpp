@@ -5,10 +5,12 @@
 #include <map>
 
 #include "base/digest.h"
+#include "plan/packed_tiles.h"
 #include "plan/tiles.h"
 #include "tune/config_fields.h"
 #include "tune/embedded.h"
 #include "tune/epoch.h"
+#include "tune/packed_candidates.h"
 #include "tune/record_store.h"
 
 namespace sapwood::tune {
@@ -78,10 +80,10 @@ void Database::add_shipped(const std::string& origin, std::string_view text) {
     if (source.environment.code == code_digest() || source.environment.epoch == tuning_epoch().number) add(std::move(source));
 }
 
-bool Database::take(const Choice& choice, const DecodeProblem& problem, const DecodeConfig& fixed, Lookup& lookup) const {
+bool Database::take(const Choice& choice, const Legality& why_illegal, const DecodeConfig& fixed, Lookup& lookup) const {
     const auto usable = [&](const DecodeConfig& config) {
         if (!agrees(config, fixed)) return false;
-        std::string why = why_illegal(problem, config, device_.limits);
+        std::string why = why_illegal(config);
         if (why.empty()) {
             lookup.config = config;
             return true;
@@ -96,6 +98,16 @@ bool Database::take(const Choice& choice, const DecodeProblem& problem, const De
 }
 
 Lookup Database::find(const Bucket& bucket, const DecodeProblem& problem, const DecodeConfig& fixed) const {
+    return find_legal(
+        bucket, [&](const DecodeConfig& config) { return why_illegal(problem, config, device_.limits); }, fixed);
+}
+
+Lookup Database::find(const Bucket& bucket, const PackedProblem& problem, const DecodeConfig& fixed) const {
+    return find_legal(
+        bucket, [&](const DecodeConfig& config) { return why_illegal(problem, as_packed(config), device_.limits); }, fixed);
+}
+
+Lookup Database::find_legal(const Bucket& bucket, const Legality& why_illegal, const DecodeConfig& fixed) const {
     Lookup lookup;
     for (const bool same_device : {true, false}) {
         for (const bool exact : {true, false}) {
@@ -115,7 +127,7 @@ Lookup Database::find(const Bucket& bucket, const DecodeProblem& problem, const 
                             nearest = d, found = &each;
                     }
                 }
-                if (found == nullptr || !take(found->second, problem, fixed, lookup)) continue;
+                if (found == nullptr || !take(found->second, why_illegal, fixed, lookup)) continue;
                 lookup.match = !same_device ? TuneMatch::other_gpu : exact ? TuneMatch::exact : TuneMatch::near_bucket;
                 lookup.bucket = found->first;
                 lookup.embedded = source.embedded;

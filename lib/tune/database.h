@@ -4,6 +4,7 @@
 #pragma once
 
 #include <filesystem>
+#include <functional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -42,6 +43,7 @@ public:
     /// Exact on this GPU, near on this GPU, then the same of another GPU of this SM; the user's database before the embedded one.
     /// `fixed`: fields that the caller has set; only a configuration that agrees with them is taken. `problem` is complete.
     Lookup find(const Bucket& bucket, const DecodeProblem& problem, const DecodeConfig& fixed) const;
+    Lookup find(const Bucket& bucket, const PackedProblem& problem, const DecodeConfig& fixed) const;
 
     /// Over every choice, so that ranks can compare what they would do: equal digests, equal choices.
     std::string digest() const;
@@ -61,7 +63,10 @@ private:
     void add_directory(const std::filesystem::path& directory);
     void add_shipped(const std::string& origin, std::string_view text);
     void add(Source source);
-    bool take(const Choice& choice, const DecodeProblem& problem, const DecodeConfig& fixed, Lookup& lookup) const;
+    /// Why a configuration cannot run the problem on this device; empty if it can.
+    using Legality = std::function<std::string(const DecodeConfig&)>;
+    Lookup find_legal(const Bucket& bucket, const Legality& why_illegal, const DecodeConfig& fixed) const;
+    bool take(const Choice& choice, const Legality& why_illegal, const DecodeConfig& fixed, Lookup& lookup) const;
 
     DeviceFacts device_;
     std::vector<Source> sources_;  // in order of precedence

@@ -39,8 +39,8 @@ const Timing* find_equivalent(const Measured& measured, const DecodeConfig& conf
     return nullptr;
 }
 
-void sort_timings(Measured& measured, int sm) {
-    const PreferenceOrder before(sm);
+void sort_timings(Measured& measured, const Bucket& bucket, int sm) {
+    const PreferenceOrder before(sm, static_cast<Family>(bucket.family));
     std::sort(measured.timings.begin(), measured.timings.end(), [&](const Timing& a, const Timing& b) {
         const bool default_a = same_config(a.candidate.config, measured.default_config);
         const bool default_b = same_config(b.candidate.config, measured.default_config);
@@ -67,7 +67,7 @@ std::vector<TuneCandidate> aggregate(const Record& record, int sm) {
             for (const DecodeConfig& same : std::vector(sorted.timings[i].candidate.same))
                 if (find_timing(sorted, same) == nullptr) sorted.timings.push_back({.candidate = {.config = same}});
     }
-    sort_timings(sorted, sm);
+    sort_timings(sorted, record.bucket, sm);
     for (const Timing& first : sorted.timings) {
         TuneCandidate sum;
         sum.config = first.candidate.config;
@@ -173,7 +173,7 @@ void add(Record& record, const std::string& name, const Sizes& sizes, const Tune
                                old->candidate.median_us == candidate.median_us;
         if (!untouched) timing.rest = old->rest, *old = std::move(timing);
     }
-    sort_timings(*at, provenance.sm);
+    sort_timings(*at, record.bucket, provenance.sm);
     record.runs.emplace(run, provenance);
     std::erase_if(record.runs, [&](const auto& each) {
         return std::none_of(record.measured.begin(), record.measured.end(), [&](const Measured& m) {
@@ -212,7 +212,7 @@ void merge(Record& record, const Record& other, int sm, const TunePolicy& policy
                 *mine = timing;
             }
         }
-        sort_timings(*to, sm);
+        sort_timings(*to, record.bucket, sm);
     }
     record.runs.insert(other.runs.begin(), other.runs.end());
     record.rest = std::max(record.rest, other.rest);

@@ -168,7 +168,7 @@ std::string to_json(const Record& record, int sm, const TunePolicy& policy) {
     json runs = json::object();
     for (const auto& [id, provenance] : record.runs) runs[id] = provenance_json(provenance);
     const json head = with({{"schema", kSchema},
-                            {"family", "decode"},
+                            {"family", family_name(static_cast<Family>(record.bucket.family))},
                             {"bucket", record.bucket.to_string()},
                             {"best", json::parse(record.best(sm, policy).to_string())},
                             {"policy", record.policy},
@@ -202,7 +202,7 @@ std::optional<Record> record_from(std::string_view text, std::string* fault) {
         std::string family, bucket;
         fields.take("family", family);
         fields.take("bucket", bucket);
-        if (family != "decode" || !parse_bucket(bucket, record.bucket))
+        if (!parse_bucket(bucket, record.bucket) || family != family_name(static_cast<Family>(record.bucket.family)))
             throw std::runtime_error("family \"" + family + "\", bucket \"" + bucket + "\" are not of this version");
         fields.take("best");  // follows from the timings
         fields.take("policy", record.policy);

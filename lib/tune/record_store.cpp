@@ -47,7 +47,7 @@ std::vector<fs::path> sorted(const fs::path& directory) {
 }
 
 fs::path entry(const fs::path& environment, const Bucket& bucket) {
-    return environment / "entries" / "decode" / (key24(bucket) + ".json");
+    return environment / "entries" / family_name(static_cast<Family>(bucket.family)) / (key24(bucket) + ".json");
 }
 
 }  // namespace
@@ -70,7 +70,11 @@ std::vector<Environment> RecordStore::environments(std::vector<std::string>* fau
 
 std::vector<Record> RecordStore::records(const Environment& environment, std::vector<std::string>* faults) const {
     std::vector<Record> found;
-    for (const fs::path& path : sorted(of(environment) / "entries" / "decode")) {
+    std::vector<fs::path> paths;
+    for (const Family family : kTunedFamilies) {
+        for (const fs::path& path : sorted(of(environment) / "entries" / family_name(family))) paths.push_back(path);
+    }
+    for (const fs::path& path : paths) {
         if (path.extension() != ".json") continue;
         auto record = read(path, faults, record_from);
         if (!record) continue;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// A tuning database on disk: <dir>/<environment>/manifest.json says what the 16 digits mean, entries/decode/<key24>.json holds one
-// bucket each, published by rename. No failure to read is an exception: a damaged record is one that is not there.
+// A tuning database on disk: <dir>/<environment>/manifest.json says what the 16 digits mean, entries/<family>/<key24>.json holds
+// one bucket each, published by rename. No failure to read is an exception: a damaged record is one that is not there.
 #pragma once
 
 #include <filesystem>

@@ -28,13 +28,14 @@ struct BackwardProducer {
         const i32 key_begin = static_cast<i32>(block.x);
         shared.item(item.stage) = {key_begin, block.y, kv_head, block.w * params.group};
         shared.part(item.stage) = part;
+        const bool empty = Traits::kArrays && block.w == 0;  // the arrays have left nothing of this part
         const u32 keys = shared.items.full(item.stage), values = shared.values.full(0);
-        tensor_load<CacheHint::once>(shared.key_tile(item.stage), params.k_map, keys, key_begin, kv_head);
-        mbarrier_arrive_bytes(keys, Traits::kKeyBytes);
+        if (!empty) tensor_load<CacheHint::once>(shared.key_tile(item.stage), params.k_map, keys, key_begin, kv_head);
+        mbarrier_arrive_bytes(keys, empty ? 0 : Traits::kKeyBytes);
         item.advance();
         shared.values.wait_empty(value);
-        tensor_load<CacheHint::once>(shared.value_tile(), params.v_map, values, key_begin, kv_head);
-        mbarrier_arrive_bytes(values, Traits::kValueBytes);
+        if (!empty) tensor_load<CacheHint::once>(shared.value_tile(), params.v_map, values, key_begin, kv_head);
+        mbarrier_arrive_bytes(values, empty ? 0 : Traits::kValueBytes);
         value.advance();
     }
 
@@ -68,7 +69,7 @@ struct BackwardProducer {
     SAPWOOD_DEVICE void send_head(const U32x4& block, u32 head, u32 first_turn, bool last) {
         const abi::RowSpan* next = params.spans + block.z;
         for (u32 tile = 0; tile < block.w;) {
-            const U32x4 span = load_readonly_16(next++);
+            const U32x4 span = load_list_16<Traits::kArrays>(next++);
             for (u32 i = 0; i < span.y; ++i) {
                 const u32 turn = first_turn + tile;
                 if (++tile == block.w && last) ticket = tickets.draw();
@@ -82,8 +83,8 @@ struct BackwardProducer {
         const u32 count = params.key_block_count * params.kv_heads;
         for (ticket = tickets.first(); ticket < count;) {
             const TicketPlace place(ticket, params.key_block_count, params.section_heads);
-            const U32x4 block = load_readonly_16(params.key_blocks + place.block);  // the words of an abi::KeyBlock
-            U32x2 turns = {0, 0};                                                   // those of an abi::BlockTurns
+            const U32x4 block = load_list_16<Traits::kArrays>(params.key_blocks + place.block);  // the words of an abi::KeyBlock
+            U32x2 turns = {0, 0};                                                                // those of an abi::BlockTurns
             if constexpr (Traits::Order::kFixed) {
                 const u64 words = load_readonly_8(params.block_turns + place.block);
                 turns = {static_cast<u32>(words), static_cast<u32>(words >> 32)};

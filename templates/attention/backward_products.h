@@ -44,12 +44,13 @@ struct BackwardProducts {
             shared.values.wait_full(value);
             if (item.steps == 0) release(shared.values.empty(0));
             SAPWOOD_NO_UNROLL for (u32 left = item.steps; left > 0; --left) step(left == 1);
+            if constexpr (Traits::kArrays) item = shared.item(items.stage);  // kept by no register over the steps
             const u32 part = Traits::Order::kFixed ? shared.part(items.stage) : 0;
             release(shared.items.empty(items.stage));
             if (item.slot() == abi::KeyBlock::kNoSlot) {
                 write(params.dk, dk, params.scale);
                 write(params.dv, dv, 1.0f);
-            } else {
+            } else if (!Traits::kArrays || item.steps != 0) {
                 f32* sums = params.kv_sums + static_cast<u64>(item.slot() * params.kv_heads + item.kv_head) * kSumFloats;
                 if constexpr (Traits::Order::kFixed) wait_for_parts(part);
                 add(sums, dk);
@@ -166,7 +167,15 @@ private:
             }
         }
         const TileHeader& tile = shared.header(stage);
-        if (tile.runs != 0) mask_transposed_tile(s, tile, params.runs, item.key_begin + static_cast<i32>(block_key()), lane);
+        if (tile.runs != 0)
+            mask_transposed_tile(s, tile, params.runs, item.key_begin + static_cast<i32>(block_key()), lane, beyond_runs());
+    }
+    SAPWOOD_DEVICE auto beyond_runs() const {
+        if constexpr (Traits::kArrays) {
+            return StartEnd<true>{params.end_k, params.start_q, item.key_begin + static_cast<i32>(item.keys())};
+        } else {
+            return RunsAlone{};
+        }
     }
     /// Scores to weights, by the rows' final sums.
     SAPWOOD_DEVICE void weigh(f32 (&s)[kBlocks][4], u32 stage) const {

@@ -75,24 +75,61 @@ SAPWOOD_DEVICE void each_run(const TileHeader& tile, const abi::KeyRun* runs, co
     }
 }
 
+/// What visibility asks beyond the runs: nothing …
+struct RunsAlone {
+    template <u32 kBlocks>
+    SAPWOOD_DEVICE void narrow(u32 (&)[2], i32, i32, u32) const {}
+};
+/// … or start_q[row] <= end_k[key]. `of_rows` are this array of a tile's rows, `of_columns` that of its columns: start_q and end_k
+/// or, where keys are the rows, end_k and start_q. Bounds are kept: rows and columns outside of the arrays have no bits.
+template <bool kKeysAreRows>
+struct StartEnd {
+    const i32 *of_rows, *of_columns;
+    i32 rows;  // there are
+
+    template <u32 kBlocks>
+    SAPWOOD_DEVICE void narrow(u32 (&seen)[2], i32 row, i32 column_begin, u32 lane) const {
+        i32 own[2];
+        SAPWOOD_UNROLL for (i32 h = 0; h < 2; ++h) {
+            const i32 at = row + h * 8;
+            own[h] = static_cast<i32>(load_earlier_4(of_rows + (at < rows ? at : 0)));
+        }
+        const u32 any = seen[0] | seen[1];
+        SAPWOOD_UNROLL for (u32 n = 0; n < kBlocks; ++n) {
+            SAPWOOD_UNROLL for (u32 j = 0; j < 2; ++j) {
+                const u32 bit = 1u << (n * 2 + j);
+                const i32 column = column_begin + static_cast<i32>(n * 8 + lane % 4 * 2 + j);
+                const i32 value = static_cast<i32>(load_earlier_4(of_columns + ((any & bit) != 0 ? column : 0)));
+                SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
+                    if (kKeysAreRows ? own[h] < value : value < own[h]) seen[h] &= ~bit;
+                }
+            }
+        }
+    }
+};
+
 /// -inf for what the rows `row` and `row + 8` of this lane do not see.
-template <u32 kBlocks>
-SAPWOOD_DEVICE void mask_tile(f32 (&s)[kBlocks][4], const TileHeader& tile, const abi::KeyRun* runs, i32 row, u32 lane) {
+template <u32 kBlocks, class Beyond = RunsAlone>
+SAPWOOD_DEVICE void mask_tile(f32 (&s)[kBlocks][4], const TileHeader& tile, const abi::KeyRun* runs, i32 row, u32 lane,
+                              const Beyond& beyond = {}) {
     u32 seen[2] = {0, 0};
     each_run(tile, runs, [&](const abi::KeyRun& run) {
         seen[0] |= seen_columns(run, row, tile.begin, lane);
         seen[1] |= seen_columns(run, row + 8, tile.begin, lane);
     });
+    beyond.template narrow<kBlocks>(seen, row, tile.begin, lane);
     mask_columns(s, seen);
 }
 /// The same of a tile whose rows are keys and whose columns are query rows.
-template <u32 kBlocks>
-SAPWOOD_DEVICE void mask_transposed_tile(f32 (&s)[kBlocks][4], const TileHeader& tile, const abi::KeyRun* runs, i32 key, u32 lane) {
+template <u32 kBlocks, class Beyond = RunsAlone>
+SAPWOOD_DEVICE void mask_transposed_tile(f32 (&s)[kBlocks][4], const TileHeader& tile, const abi::KeyRun* runs, i32 key, u32 lane,
+                                         const Beyond& beyond = {}) {
     u32 seen[2] = {0, 0};
     each_run(tile, runs, [&](const abi::KeyRun& run) {
         seen[0] |= seeing_columns(run, key, tile.begin, lane);
         seen[1] |= seeing_columns(run, key + 8, tile.begin, lane);
     });
+    beyond.template narrow<kBlocks>(seen, key, tile.begin, lane);
     mask_columns(s, seen);
 }
 

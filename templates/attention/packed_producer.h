@@ -31,7 +31,7 @@ struct PackedProducer {
     };
     SAPWOOD_DEVICE Work find(u32 ticket) const {
         const TicketPlace place(ticket, params.query_block_count, params.section_heads);
-        const U32x4 words = load_readonly_16(params.query_blocks + place.block);
+        const U32x4 words = load_list_16<Traits::kArrays>(params.query_blocks + place.block);
         return {{static_cast<i32>(words.x), words.y, words.z, words.w}, place.head, place.head / params.group};
     }
 
@@ -44,7 +44,7 @@ struct PackedProducer {
 
         SAPWOOD_DEVICE void step(const abi::PackedForwardParams& params) {
             if (left == 0) {
-                span = load_readonly_16(next++);
+                span = load_list_16<Traits::kArrays>(next++);
                 left = span.y;
                 if (span.w != 0) {
                     run[0] = load_readonly_16(params.runs + span.z);

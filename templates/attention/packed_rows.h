@@ -48,7 +48,14 @@ struct PackedRows {
             }
         }
         const TileHeader& tile = shared.header(stage);
-        if (tile.runs != 0) mask_tile(s, tile, params.runs, item.row_begin + static_cast<i32>(block_row()), lane);
+        if (tile.runs != 0) mask_tile(s, tile, params.runs, item.row_begin + static_cast<i32>(block_row()), lane, beyond_runs());
+    }
+    SAPWOOD_DEVICE auto beyond_runs() const {
+        if constexpr (Traits::kArrays) {
+            return StartEnd<false>{params.start_q, params.end_k, params.rows};
+        } else {
+            return RunsAlone{};
+        }
     }
 
     /// Scores to weights, into the running maximum and sum. True if the output is still to be multiplied by `rescale`.

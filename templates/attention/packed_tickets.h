@@ -37,4 +37,14 @@ struct TicketPlace {
     }
 };
 
+/// Of a tile list: the plan's, or one that a kernel before this one has made.
+template <bool kMadeOnDevice>
+SAPWOOD_DEVICE U32x4 load_list_16(const void* p) {
+    if constexpr (kMadeOnDevice) {
+        return load_earlier_16(p);
+    } else {
+        return load_readonly_16(p);
+    }
+}
+
 }  // namespace sapwood::kernel

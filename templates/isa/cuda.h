@@ -117,6 +117,7 @@ SAPWOOD_DEVICE void cp_async_arrive(u32 mbarrier) {
 SAPWOOD_DEVICE f32 shfl_xor(f32 value, u32 mask) { return __shfl_xor_sync(~0u, value, mask); }
 SAPWOOD_DEVICE u32 shfl(u32 value, u32 lane) { return __shfl_sync(~0u, value, lane); }
 SAPWOOD_DEVICE bool warp_any(bool value) { return __any_sync(~0u, value); }
+SAPWOOD_DEVICE u32 warp_ballot(bool value) { return __ballot_sync(~0u, value); }  // bit l: lane l's
 
 /// Four 8x8 matrices of 16-bit elements; lane l gives the address of row l%8 of matrix l/8.
 SAPWOOD_DEVICE void ldmatrix_x4(u32 (&r)[4], u32 shared) {
@@ -227,6 +228,7 @@ SAPWOOD_DEVICE f32 reciprocal(f32 x) {
 }
 SAPWOOD_DEVICE f32 max_f32(f32 a, f32 b) { return fmaxf(a, b); }
 SAPWOOD_DEVICE u32 min_u32(u32 a, u32 b) { return a < b ? a : b; }
+SAPWOOD_DEVICE u32 leading_zeros(u32 x) { return static_cast<u32>(__clz(static_cast<int>(x))); }  // of 0: 32
 SAPWOOD_DEVICE f32 fma_f32(f32 a, f32 b, f32 c) { return __fmaf_rn(a, b, c); }
 
 // --- global memory -----------------------------------------------------------------------------------------------------------
@@ -244,6 +246,23 @@ SAPWOOD_DEVICE u32 load_readonly_4(const void* p) {
 SAPWOOD_DEVICE u64 load_readonly_8(const void* p) {
     u64 v;
     asm volatile("ld.global.nc.u64 %0, [%1];" : "=l"(v) : "l"(p));
+    return v;
+}
+/// What a kernel before this one may still have been writing when this one began: through the coherent path, behind
+/// wait_for_earlier_kernels.
+SAPWOOD_DEVICE u32 load_earlier_4(const void* p) {
+    u32 v;
+    asm volatile("ld.global.u32 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+SAPWOOD_DEVICE U32x2 load_earlier_8(const void* p) {
+    U32x2 v;
+    asm volatile("ld.global.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    return v;
+}
+SAPWOOD_DEVICE U32x4 load_earlier_16(const void* p) {
+    U32x4 v;
+    asm volatile("ld.global.v4.u32 {%0,%1,%2,%3}, [%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
     return v;
 }
 /// From L2, never L1: for data that other blocks of the same kernel have written.

@@ -132,6 +132,12 @@ SAPWOOD_DEVICE bool warp_any(bool value) {
     host_meet(self, kHostAny);
     return self->warp->out[self->lane] != 0;
 }
+SAPWOOD_DEVICE u32 warp_ballot(bool value) {
+    HostThread* self = host_self();
+    self->warp->in[self->lane] = value;
+    host_meet(self, kHostBallot);
+    return self->warp->out[self->lane];
+}
 
 /// Four 8x8 matrices of 16-bit elements; lane l gives the address of row l%8 of matrix l/8.
 SAPWOOD_DEVICE void ldmatrix_x4(u32 (&r)[4], u32 shared) { host_ldmatrix<false>(r, shared); }
@@ -195,6 +201,7 @@ SAPWOOD_DEVICE f32 max_f32(f32 a, f32 b) {
     return a > b || b != b ? a : b;                            // a NaN loses
 }
 SAPWOOD_DEVICE u32 min_u32(u32 a, u32 b) { return a < b ? a : b; }
+SAPWOOD_DEVICE u32 leading_zeros(u32 x) { return x == 0 ? 32 : static_cast<u32>(__builtin_clz(x)); }
 SAPWOOD_DEVICE f32 fma_f32(f32 a, f32 b, f32 c) { return __builtin_fmaf(a, b, c); }
 SAPWOOD_DEVICE u32 f32_bits(f32 v) { return host_bits(v); }
 SAPWOOD_DEVICE f32 bits_f32(u32 v) { return host_f32(v); }
@@ -223,6 +230,13 @@ SAPWOOD_DEVICE u64 load_readonly_8(const void* p) {
     __builtin_memcpy(&v, host_global<const u8>(p, 8), 8);
     return v;
 }
+/// What a kernel before this one may still have been writing when this one began.
+SAPWOOD_DEVICE u32 load_earlier_4(const void* p) { return load_readonly_4(p); }
+SAPWOOD_DEVICE U32x2 load_earlier_8(const void* p) {
+    const u64 v = load_readonly_8(p);
+    return {static_cast<u32>(v), static_cast<u32>(v >> 32)};
+}
+SAPWOOD_DEVICE U32x4 load_earlier_16(const void* p) { return load_readonly_16(p); }
 /// From L2, never L1: for data that other blocks of the same kernel have written.
 SAPWOOD_DEVICE F32x4 load_shared_by_blocks_16(const f32* p) {
     F32x4 v;

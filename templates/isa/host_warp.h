@@ -31,6 +31,11 @@ inline void host_run_any(HostWarp& warp) {
     for (u32 lane = 0; lane < 32; lane++) any |= warp.in[lane];
     for (u32 lane = 0; lane < 32; lane++) warp.out[lane] = any;
 }
+inline void host_run_ballot(HostWarp& warp) {
+    u32 bits = 0;
+    for (u32 lane = 0; lane < 32; lane++) bits |= (warp.in[lane] != 0 ? 1u : 0u) << lane;
+    for (u32 lane = 0; lane < 32; lane++) warp.out[lane] = bits;
+}
 
 /// 8x8 elements of 16 bits, by columns instead of rows.
 inline void host_transpose(HostU16x8 (&m)[8]) {
@@ -150,6 +155,7 @@ inline constexpr HostWarpOp kHostSync{"warp_sync", host_run_sync};
 inline constexpr HostWarpOp kHostShfl{"shfl", host_run_exchange};
 inline constexpr HostWarpOp kHostShflXor{"shfl_xor", host_run_exchange};
 inline constexpr HostWarpOp kHostAny{"warp_any", host_run_any};
+inline constexpr HostWarpOp kHostBallot{"warp_ballot", host_run_ballot};
 template <bool Trans>
 inline constexpr HostWarpOp kHostLdmatrix{Trans ? "ldmatrix_x4_trans" : "ldmatrix_x4", host_run_ldmatrix<Trans>};
 template <class T>

@@ -62,6 +62,10 @@ void each_target(std::initializer_list<const char*> targets, const Visit& visit)
     }
 }
 Pack some_pack() { return Pack::from_segments(std::vector<Segment>{{-1, 4096}, {0, 512}}); }
+Pack some_arrays() {
+    const std::vector<std::int32_t> cu = {0, 4608};
+    return Pack::from_cu_seqlens(cu, cu, {.causal = true, .dfs_arrays = true});
+}
 PackedProblem problem_of(const Shape& shape) {
     return {.q_heads = 8,
             .kv_heads = 2,
@@ -71,9 +75,12 @@ PackedProblem problem_of(const Shape& shape) {
             .softcap = shape.softcap};
 }
 
-void check_backward(Engine& engine, const std::string& target, const PackedProblem& problem, const PackedBackwardOptions& options) {
-    PackedBackwardPlan plan = engine.plan_packed_backward(problem, some_pack(), options);
-    CHECK((plan.kernel_keys()[1].find("/order1/") != std::string::npos) == options.deterministic);
+void check_backward(Engine& engine, const std::string& target, const PackedProblem& problem, const PackedBackwardOptions& options,
+                    const Pack& pack = some_pack()) {
+    PackedBackwardPlan plan = engine.plan_packed_backward(problem, pack, options);
+    const std::string main = plan.kernel_keys()[pack.dfs_arrays() ? 3 : 1];
+    CHECK((main.find("/arrays/") != std::string::npos) == pack.dfs_arrays());
+    CHECK((main.find("/order1/") != std::string::npos) == options.deterministic);
     // mma.sync with 128 accumulators: one value of the item may wait in local memory outside the loop over its steps.
     const int allowed = plan.info().config.mainloop == Mainloop::mma ? 8 : 0;
     for (const KernelReport& report : engine.prepare(plan)) {
@@ -92,6 +99,12 @@ TEST_CASE("compile matrix: default packed kernels spill nothing and fit") {
             const int allowed = plan.info().config.mainloop == Mainloop::mma ? 32 : 0;
             const std::string fault = fault_of(engine.prepare(plan), target, plan.info().config.blocks, allowed);
             CHECK_MESSAGE(fault.empty(), fault);
+            PackedPlan by_arrays = engine.plan_packed(problem_of(shape), some_arrays());
+            for (const KernelReport& report : engine.prepare_keys(by_arrays.kernel_keys())) {
+                const bool main = report.key == by_arrays.kernel_key();
+                const std::string its = fault_of(report, target, main ? by_arrays.info().config.blocks : 1, main ? allowed : 0);
+                CHECK_MESSAGE(its.empty(), its);
+            }
         }
     });
 }
@@ -108,6 +121,14 @@ TEST_CASE("compile matrix: packed backward kernels by mma.sync on sm_90a, and th
             check_backward(engine, target, problem_of(shape), {.config = {.mainloop = Mainloop::mma}});
         check_backward(engine, target, problem_of(kShapes[1]),
                        {.config = {.mainloop = Mainloop::mma, .block_kv = 64, .blocks = 2}});
+    });
+}
+
+TEST_CASE("compile matrix: packed backward kernels of packs with arrays") {
+    each_target({"sm_90a"}, [](Engine& engine, const std::string& target) {
+        for (const Shape& shape : kShapes)
+            if ((shape.head_dim == 64 || shape.head_dim == 128) && shape.head_dim_v <= 128)
+                check_backward(engine, target, problem_of(shape), {}, some_arrays());
     });
 }
 

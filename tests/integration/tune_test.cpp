@@ -156,6 +156,39 @@ TEST_CASE("tune tool: shards of the work, merged, are the whole") {
     CHECK(shell(tool + at("x") + " --shard 4/3").second == 2);
 }
 
+TEST_CASE("tune tool: training workloads are tuned and recorded beside decode, once; the warm-up lists a trainer's kernels") {
+    test::TempDir dir;
+    const fs::path db = dir.path() / "db";
+    const std::string workloads = " --workloads " SAPWOOD_SOURCE_DIR "/tests/workloads/";
+    const std::string command = SAPWOOD_TOOL " tune --simulate --db " + db.string() + " --limit 3";
+    const auto [printed, code] = shell(command + workloads + "training.json " SAPWOOD_SOURCE_DIR "/tests/workloads/plain.json");
+    CHECK_MESSAGE(code == 0, printed);
+    CHECK(printed.find("5 problems in") != std::string::npos);  // two of the decode cases have equal sizes
+    const tune::RecordStore store(db);
+    REQUIRE(store.environments().size() == 1);
+    std::size_t packed = 0, decode = 0, timed = 0;
+    for (const tune::Record& record : store.records(store.environments()[0])) {
+        const bool of_pack = record.bucket.family == static_cast<std::uint8_t>(Family::packed_forward);
+        (of_pack ? packed : decode) += record.measured.size();
+        for (const tune::Measured& measured : record.measured)
+            for (const tune::Timing& timing : measured.timings) timed += of_pack && timing.candidate.measured();
+    }
+    CHECK((packed == 3 && decode == 2 && timed >= 15));
+    const std::string index = text_of(db / store.environments()[0].id() / "index.json");
+    CHECK(index.find("\"packed_forward/b1/bf16/d128/") != std::string::npos);
+    // What is recorded is not measured again: a candidate that would kill the worker is not even tried.
+    const auto [again, again_code] = shell(command + " --simulate-crash block_kv=64" + workloads + "training.json");
+    CHECK_MESSAGE(again_code == 0, again);
+    CHECK(again.find("killed") == std::string::npos);
+
+    const auto [keys, keys_code] =
+        shell(SAPWOOD_TOOL " warm --list --engine-config " SAPWOOD_SOURCE_DIR "/tools/examples/trainer.json");
+    CHECK_MESSAGE(keys_code == 0, keys);
+    for (const char* family : {"packed_forward/", "packed_backward/", "backward_prepare/", "backward_finish/"})
+        CHECK(keys.find(family) != std::string::npos);
+    CHECK(keys.find("decode/") == std::string::npos);
+}
+
 TEST_CASE("tune tool: without a GPU it prunes, compiles, ranks, and reports without a network") {
     if (cuda::Nvrtc().path().empty()) {
         MESSAGE("NVRTC was not found; skipped");

@@ -3,9 +3,11 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <functional>
 #include <memory>
 
+#include "kernel/array_cases.h"
 #include "kernel/packed_cases.h"
 #include "support/compare.h"
 #include "support/gpu.h"
@@ -51,6 +53,10 @@ struct Gradients {
     void run(const Target& target, const PackedBackwardOptions& options) {
         for (auto* values : {&dq, &dk, &dv}) std::fill(values->begin(), values->end(), support::kNan16);
         PackedBackwardPlan plan = target.engine->plan_packed_backward(scene.which.problem, scene.pack, options);
+        launch(target, plan);
+    }
+
+    void launch(const Target& target, PackedBackwardPlan& plan) {
         PackedGradients call = {.q = scene.q.data(),
                                 .k = scene.k.data(),
                                 .v = scene.v.data(),
@@ -61,6 +67,8 @@ struct Gradients {
                                 .dq = dq.data(),
                                 .dk = dk.data(),
                                 .dv = dv.data(),
+                                .start_q = scene.tensors.start_q,
+                                .end_k = scene.tensors.end_k,
                                 .q_token_stride = scene.tensors.q_token_stride,
                                 .q_head_stride = scene.tensors.q_head_stride,
                                 .k_token_stride = scene.tensors.k_token_stride,
@@ -80,6 +88,7 @@ struct Gradients {
         place(call.dq, dq), place(call.dk, dk), place(call.dv, dv);
         place(call.q, scene.q), place(call.k, scene.k), place(call.v, scene.v), place(call.out, scene.out), place(call.dout, dout);
         place(call.lse, scene.lse), place(call.dlse, dlse);
+        place(call.start_q, scene.which.start_q), place(call.end_k, scene.which.end_k);
         target.engine->launch(plan, call);
         target.device->copy_to_host(dq.data(), owned[0], dq.size() * 2, nullptr);
         target.device->copy_to_host(dk.data(), owned[1], dk.size() * 2, nullptr);
@@ -121,18 +130,29 @@ void check(const Target& target, const PackedCase& which, const std::vector<Pack
     }
 }
 
+/// What has a backward kernel by wgmma.
+bool wgmma_has(const PackedProblem& p) {
+    return p.head_dim % 64 == 0 && p.head_dim <= 128 && (p.head_dim_v == 0 || p.head_dim_v <= 128);
+}
+
 /// Every case by the main loop that is chosen and, where that is another one, by mma.sync.
 void all_cases(const Target& target) {
     int ran = 0;
     for (const PackedCase& which : packed_cases()) {
         if (!which.lse) continue;
-        const PackedProblem& p = which.problem;
         check(target, which, {{.config = {.mainloop = which.config.mainloop}}}, ++ran % 2 == 0);
-        const bool wgmma = p.head_dim % 64 == 0 && p.head_dim <= 128 && (p.head_dim_v == 0 || p.head_dim_v <= 128);
+        const bool wgmma = wgmma_has(which.problem);
         if (which.config.mainloop != Mainloop::choose || !wgmma) continue;
         check(target, which, {{.deterministic = true}, {.config = {.mainloop = Mainloop::mma}}}, ran % 2 == 1);
     }
     CHECK(ran >= 16);
+}
+/// Those with arrays, by wgmma alone.
+void all_array_cases(const Target& target) {
+    int ran = 0;
+    for (const PackedCase& which : array_cases())
+        if (which.lse && wgmma_has(which.problem)) check(target, which, {{}}, ++ran % 2 == 0);
+    CHECK(ran >= 8);
 }
 void all_tiles(const Target& target) {
     int ran = 0;
@@ -191,6 +211,113 @@ void some_rows_and_keys(const PackedCase& which) {
 TEST_CASE("packed backward on host: gradients against the oracle") { all_cases(host_target()); }
 TEST_CASE("packed backward on gpu: gradients against the oracle") {
     if (support::gpu_available()) all_cases(gpu_target());
+}
+
+TEST_CASE("packed backward on host: start_q and end_k, of trees and of none, against the oracle") {
+    all_array_cases(host_target());
+}
+TEST_CASE("packed backward on gpu: start_q and end_k, of trees and of none, against the oracle") {
+    if (support::gpu_available()) all_array_cases(gpu_target());
+}
+
+TEST_CASE("packed backward on host: a tree as start_q and end_k is the tree as segments") {
+    const PackedCase trees = {"", {.q_heads = 2, .kv_heads = 1, .head_dim = 64, .dtype = DType::bf16}, random_trees(31, 500, 110)};
+    Gradients segments(trees, true), arrays(as_arrays(trees, -7), true);
+    for (Gradients* gradients : {&segments, &arrays}) {
+        gradients->scene.run(host_target());
+        gradients->run(host_target(), {});
+    }
+    const auto apart = [](const std::vector<std::uint16_t>& a, const std::vector<std::uint16_t>& b) {
+        std::vector<double> x, y;
+        for (const std::uint16_t value : a) x.push_back(static_cast<double>(support::widen(DType::bf16, value)));
+        for (const std::uint16_t value : b) y.push_back(static_cast<double>(support::widen(DType::bf16, value)));
+        return support::relative_error(x, y);
+    };
+    CHECK(apart(segments.dq, arrays.dq) <= support::tolerance(DType::bf16));
+    CHECK(apart(segments.dk, arrays.dk) <= support::tolerance(DType::bf16));
+    CHECK(apart(segments.dv, arrays.dv) <= support::tolerance(DType::bf16));
+}
+
+namespace {
+
+void changing_arrays(const Target& target) {
+    Gradients gradients(
+        as_arrays({"", {.q_heads = 2, .kv_heads = 1, .head_dim = 64, .dtype = DType::bf16}, random_trees(32, 400, 60)}), false);
+    PackedBackwardPlan plan = target.engine->plan_packed_backward(gradients.scene.which.problem, gradients.scene.pack);
+    const auto check = [&] {
+        gradients.scene.run(target);
+        for (auto* values : {&gradients.dq, &gradients.dk, &gradients.dv})
+            std::fill(values->begin(), values->end(), support::kNan16);
+        gradients.launch(target, plan);
+        CHECK(gradients.fault(gradients.wanted()) == "");
+    };
+    check();
+    auto& start = gradients.scene.which.start_q;
+    auto& end = gradients.scene.which.end_k;
+    for (std::size_t i = 0; i < start.size(); ++i) start[i] = static_cast<std::int32_t>(i / 50), end[i] = i < 60 ? 1000 : start[i];
+    check();
+    std::fill(end.begin(), end.end(), -1);  // nobody sees anything
+    check();
+    for (const auto* values : {&gradients.dq, &gradients.dk, &gradients.dv})
+        CHECK(std::all_of(values->begin(), values->end(), [](std::uint16_t x) { return (x & 0x7fff) == 0; }));
+}
+
+}  // namespace
+
+TEST_CASE("packed backward on host: arrays that change between launches of one plan") { changing_arrays(host_target()); }
+TEST_CASE("packed backward on gpu: arrays that change between launches of one plan") {
+    if (support::gpu_available()) changing_arrays(gpu_target());
+}
+
+TEST_CASE("packed backward on host: tiles that no row sees are not read") {
+    // The middle response's rows are NaN: what keys of the others read of them would become NaN.
+    Gradients gradients(
+        as_arrays(
+            {"", {.q_heads = 1, .kv_heads = 1, .head_dim = 64, .dtype = DType::bf16}, {{-1, 128}, {-1, 128}, {1, 128}, {1, 128}}}),
+        false);
+    const Target target = host_target();
+    gradients.scene.run(target);
+    std::fill(gradients.dout.begin() + 256 * 64, gradients.dout.begin() + 384 * 64, support::kNan16);
+    PackedBackwardPlan plan = target.engine->plan_packed_backward(gradients.scene.which.problem, gradients.scene.pack);
+    gradients.launch(target, plan);
+    const auto finite = [&](const std::vector<std::uint16_t>& values, std::ptrdiff_t begin, std::ptrdiff_t end) {
+        return std::all_of(values.begin() + begin * 64, values.begin() + end * 64,
+                           [](std::uint16_t x) { return std::isfinite(support::widen(DType::bf16, x)); });
+    };
+    CHECK(finite(gradients.dv, 0, 128));
+    CHECK_FALSE(finite(gradients.dv, 128, 256));  // seen by it
+    CHECK_FALSE(finite(gradients.dv, 256, 384));
+    CHECK(finite(gradients.dv, 384, 512));
+    CHECK(finite(gradients.dk, 384, 512));
+    CHECK(finite(gradients.dq, 384, 512));
+}
+
+TEST_CASE("packed backward: arrays that are missing are refused by name, a window is the forward pass'") {
+    Engine& engine = *host_target().engine;
+    PackedCase which = {"", {.q_heads = 2, .kv_heads = 1, .head_dim = 64, .dtype = DType::bf16}, {}, {0, 140}, {0, 140}};
+    which.mask.window_left = 20;
+    Gradients gradients(with_any_arrays(which, 3, 0, 2, 30), false);
+    gradients.scene.run(host_target());
+    gradients.run(host_target(), {});
+    CHECK(gradients.fault(gradients.wanted()) == "");
+    gradients.scene.tensors.end_k = nullptr;
+    PackedBackwardPlan plan = engine.plan_packed_backward(which.problem, gradients.scene.pack);
+    CHECK_THROWS_WITH_AS(gradients.launch(host_target(), plan), doctest::Contains("end_k is null"), Error);
+}
+
+TEST_CASE("packed backward: what there is not over a pack with arrays is refused with what to do") {
+    Engine& engine = *host_target().engine;
+    const std::vector<std::int32_t> cu = {0, 140};
+    const Pack pack = Pack::from_cu_seqlens(cu, cu, {.causal = true, .dfs_arrays = true});
+    const PackedProblem problem = {.q_heads = 2, .kv_heads = 1, .head_dim = 64};
+    PackedProblem narrow = problem;
+    narrow.head_dim = 96;
+    CHECK_THROWS_WITH_AS(engine.plan_packed_backward(problem, pack, {.deterministic = true}),
+                         doctest::Contains("dfs_arrays: its order of additions is the plan's"), Error);
+    CHECK_THROWS_WITH_AS(engine.plan_packed_backward(problem, pack, {.config = {.mainloop = Mainloop::mma}}),
+                         doctest::Contains("dfs_arrays is made with mainloop wgmma alone"), Error);
+    CHECK_THROWS_WITH_AS(engine.plan_packed_backward(narrow, pack), doctest::Contains("head dims 96 and 96 on host"), Error);
+    CHECK_NOTHROW(engine.plan_packed_backward(problem, pack));
 }
 
 TEST_CASE("packed backward on host: every block size of mma.sync against the oracle") { all_tiles(host_target()); }

@@ -41,7 +41,9 @@ PackedProblem shape(DType dtype, std::int32_t dim, std::int32_t dim_v, std::int3
 
 Pack PackedCase::pack() const { return cu_q.empty() ? Pack::from_segments(segments) : Pack::from_cu_seqlens(cu_q, cu_k, mask); }
 oracle::Sees PackedCase::sees() const {
-    return cu_q.empty() ? oracle::sees_segments(segments) : oracle::sees_sequences(cu_q, cu_k, mask);
+    if (cu_q.empty()) return oracle::sees_segments(segments);
+    const oracle::Sees sequences = oracle::sees_sequences(cu_q, cu_k, mask);
+    return mask.dfs_arrays ? oracle::sees_arrays(sequences, start_q, end_k) : sequences;
 }
 
 const std::vector<PackedCase>& packed_cases() {
@@ -136,6 +138,7 @@ PackedScene::PackedScene(const PackedCase& given) : which(given), pack(which.pac
     tensors.out = make(out, pack.rows(), p.q_heads, dim_v, -1, tensors.out_token_stride, tensors.out_head_stride);
     if (which.lse) lse.resize(static_cast<std::size_t>(pack.rows() * p.q_heads));
     if (which.lse) tensors.lse = lse.data();
+    if (which.mask.dfs_arrays) tensors.start_q = which.start_q.data(), tensors.end_k = which.end_k.data();
     poison();
 }
 
@@ -160,6 +163,10 @@ PackedPlanInfo PackedScene::run(const Target& target) {
     };
     there.q = place(q), there.k = place(k), there.v = place(v), there.out = place(out);
     if (which.lse) there.lse = static_cast<float*>(place(lse));
+    if (which.mask.dfs_arrays) {
+        there.start_q = static_cast<const std::int32_t*>(place(which.start_q));
+        there.end_k = static_cast<const std::int32_t*>(place(which.end_k));
+    }
     target.engine->launch(plan, there);
     target.device->copy_to_host(out.data(), owned[3], out.size() * 2, nullptr);
     if (which.lse) target.device->copy_to_host(lse.data(), owned[4], lse.size() * 4, nullptr);

@@ -21,6 +21,7 @@ struct PackedCase {
     PackedConfig config;
     bool padded = false;  // gaps behind heads and tokens
     bool lse = true;
+    std::vector<std::int32_t> start_q{}, end_k{};  // of a mask with dfs_arrays
 
     Pack pack() const;
     oracle::Sees sees() const;

@@ -130,6 +130,13 @@ Sees sees_sequences(std::span<const std::int32_t> cu_q, std::span<const std::int
     };
 }
 
+Sees sees_arrays(Sees sequences, std::span<const std::int32_t> start_q, std::span<const std::int32_t> end_k) {
+    return [sequences = std::move(sequences), start = std::vector<std::int32_t>(start_q.begin(), start_q.end()),
+            end = std::vector<std::int32_t>(end_k.begin(), end_k.end())](std::int64_t row, std::int64_t key) {
+        return start[at(row)] <= end[at(key)] && sequences(row, key);
+    };
+}
+
 PackedResult packed_forward(const PackedProblem& problem, const PackedTensors& tensors, std::int64_t rows, std::int64_t keys,
                             const Sees& sees, std::span<const std::int64_t> chosen) {
     const Inputs x(problem, tensors, rows, keys);

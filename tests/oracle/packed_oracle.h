@@ -18,6 +18,8 @@ using Sees = std::function<bool(std::int64_t row, std::int64_t key)>;
 /// Trees of segments, by following parents.
 Sees sees_segments(std::span<const Segment> segments);
 Sees sees_sequences(std::span<const std::int32_t> cu_q, std::span<const std::int32_t> cu_k, const PackedMask& mask);
+/// Of these, FlashAttention-2's tree mask: start_q[row] <= end_k[key].
+Sees sees_arrays(Sees sequences, std::span<const std::int32_t> start_q, std::span<const std::int32_t> end_k);
 
 struct PackedResult {
     std::vector<double> out;  // [rows, Hq, Dv]

@@ -2,6 +2,7 @@
 // Every primitive of templates/isa/host.h against its definition in the PTX ISA, run by the executor.
 #include <doctest/doctest.h>
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -203,28 +204,32 @@ TEST_CASE("shuffles and votes") {
         struct Params { u32* out; };
         SAPWOOD_ENTRY(test_kernel, Params, 64, 1) {
             const u32 t = thread_id(), warp = warp_id(), lane = lane_id();
-            u32* out = params.out + t * 6;
+            u32* out = params.out + t * 8;
             store_4(out + 0, f32_bits(shfl_xor(static_cast<f32>(t), 5)));
             store_4(out + 1, shfl(t * 3, (lane + 7) % 32));
             store_4(out + 2, shfl(t, 4));
             store_4(out + 3, warp_any(warp == 1 && lane == 31));
             store_4(out + 4, warp_any(false));
             store_4(out + 5, warp * 100 + lane);
+            store_4(out + 6, warp_ballot(lane % 3 == warp));
+            store_4(out + 7, leading_zeros(t >> 3));
         })";
     for (std::uint64_t seed : {0, 5}) {
-        std::vector<std::uint32_t> out(64 * 6);
+        std::vector<std::uint32_t> out(64 * 8);
         struct {
             std::uint32_t* out;
         } params{out.data()};
         run_on_host(source, {.grid = 1, .block = 64}, params, seed);
         for (std::uint32_t t = 0; t < 64; t++) {
-            const std::uint32_t warp = t / 32, lane = t % 32, *o = &out[t * 6];
+            const std::uint32_t warp = t / 32, lane = t % 32, *o = &out[t * 8];
             CHECK(kernel::bits_f32(o[0]) == static_cast<float>(t ^ 5));
             CHECK(o[1] == (warp * 32 + (lane + 7) % 32) * 3);
             CHECK(o[2] == warp * 32 + 4);
             CHECK(o[3] == warp);
             CHECK(o[4] == 0);
             CHECK(o[5] == warp * 100 + lane);
+            CHECK(o[6] == (warp == 0 ? 0x49249249u : 0x92492492u));
+            CHECK(o[7] == static_cast<std::uint32_t>(std::countl_zero(t >> 3)));
         }
     }
 }

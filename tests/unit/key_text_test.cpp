@@ -22,6 +22,19 @@ TEST_CASE("key text: e4m3 KV is named, KV of Q's type is not") {
         CHECK_THROWS_AS(parse_key(bad), Error);
 }
 
+TEST_CASE("key text: kernels of packs with arrays, and those that make their tile lists") {
+    const std::string text = "packed_forward/bf16/d128/v128/cap0/arrays/wgmma/w8/p4/kv128/s2/b1/sm_90a";
+    const KernelKey key = parse_key(text);
+    CHECK(key.to_string() == text);
+    CHECK(!(key == parse_key("packed_forward/bf16/d128/v128/cap0/wgmma/w8/p4/kv128/s2/b1/sm_90a")));
+    for (const Family family : {Family::array_bounds, Family::forward_tiles, Family::backward_tiles}) {
+        const KernelKey made = array_key(family, "sm_120a");
+        CHECK(made.to_string() == std::string(family_name(family)) + "/sm_120a");
+        CHECK(parse_key(made.to_string()) == made);
+    }
+    CHECK_THROWS_AS(parse_key("array_bounds/d128/sm_90a"), Error);
+}
+
 TEST_CASE("key text: every key comes back from its text, and nothing else does") {
     for (const DType dtype : {DType::fp16, DType::bf16}) {
         for (const int page : {0, 1, 128}) {
