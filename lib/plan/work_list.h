@@ -56,7 +56,8 @@ struct RowLoad {
     /// Of single warps. Work for warpgroups: enough query rows to fill their 64, and more arithmetic than hides behind the loads.
     /// From the 45 FastTree cases on an H100: right by more than 2 % in all but three, which a tuned config can name.
     bool heavy() const;
-    /// Of warpgroups with 64 keys. Work for their tiles of 128 keys. From the row-heavy cases of spec.json on an H100.
+    /// Of warpgroups with 64 keys. Work for their tiles of 128 keys, if most rows see whole tiles. From the row-heavy cases of
+    /// spec.json on an H100.
     bool very_heavy() const;
 };
 RowLoad row_load(const ForestOrder& order, const CostModel& model, const SplitInput& input);
