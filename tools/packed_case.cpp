@@ -7,6 +7,7 @@
 #include "support/compare.h"
 #include "support/dfs_arrays.h"
 #include "terminal.h"
+#include "tune/packed_candidates.h"
 
 namespace sapwood::tool {
 
@@ -34,15 +35,7 @@ std::vector<PackedItem> packed_items(const Selection& cases) {
     return chosen;
 }
 
-PackedConfig packed_config(const std::string& given) {
-    const DecodeConfig parsed = parse_config(given);
-    return {.mainloop = parsed.mainloop,
-            .warps = parsed.warps,
-            .producers = parsed.producers,
-            .block_kv = parsed.block_kv,
-            .stages = parsed.stages,
-            .blocks = parsed.blocks};
-}
+PackedConfig packed_config(const std::string& given) { return tune::as_packed(parse_config(given)); }
 
 PackedValues::PackedValues(const Pack& pack, const PackedVariant& shape, std::uint64_t seed)
     : q(pack.rows() * shape.q_heads * shape.head_dim),

@@ -88,10 +88,7 @@ std::string why_backward_illegal(const PackedProblem& problem, const PackedConfi
     std::string why = config.mainloop == Mainloop::wgmma ? why_warpgroups_illegal(problem, config, limits, shared)
                                                          : why_warps_illegal(problem, config, limits, shared);
     if (!why.empty()) return why;
-    if (shared > limits.max_shared_block || (shared + limits.reserved_shared_block) * config.blocks > limits.max_shared_sm)
-        return number(shared) + " bytes of shared memory a block, " + number(config.blocks) + " blocks an SM; " + limits.target +
-               " has " + number(limits.max_shared_block) + " a block and " + number(limits.max_shared_sm) + " an SM";
-    return {};
+    return why_no_room(shared, config.blocks, limits);
 }
 
 PackedConfig choose_backward_config(const PackedProblem& problem, const PackedConfig& asked, const Limits& limits) {

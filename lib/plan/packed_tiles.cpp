@@ -74,6 +74,12 @@ abi::PackedShape shape_of(const PackedProblem& problem, const PackedConfig& conf
             .stages = static_cast<unsigned>(config.stages)};
 }
 
+std::string why_no_room(std::int64_t shared, std::int32_t blocks, const Limits& limits) {
+    if (shared <= limits.max_shared_block && (shared + limits.reserved_shared_block) * blocks <= limits.max_shared_sm) return {};
+    return number(shared) + " bytes of shared memory a block, " + number(blocks) + " blocks an SM; " + limits.target + " has " +
+           number(limits.max_shared_block) + " a block and " + number(limits.max_shared_sm) + " an SM";
+}
+
 std::string why_illegal(const PackedProblem& problem, const PackedConfig& config, const Limits& limits) {
     if (!one_of(config.block_kv, {32, 64, 128})) return "block_kv " + number(config.block_kv) + " is not one of 32, 64, 128";
     if (config.stages < 1 || config.stages > 8) return "stages " + number(config.stages) + " is outside 1..8";
@@ -102,11 +108,7 @@ std::string why_illegal(const PackedProblem& problem, const PackedConfig& config
         if (needed > registers)
             return "this kernel needs about " + number(needed) + " registers a thread; " + number(registers) + " are there";
     }
-    const std::int64_t shared = abi::packed_shared_bytes(shape_of(problem, config));
-    if (shared > limits.max_shared_block || (shared + limits.reserved_shared_block) * config.blocks > limits.max_shared_sm)
-        return number(shared) + " bytes of shared memory a block, " + number(config.blocks) + " blocks an SM; " + limits.target +
-               " has " + number(limits.max_shared_block) + " a block and " + number(limits.max_shared_sm) + " an SM";
-    return {};
+    return why_no_room(abi::packed_shared_bytes(shape_of(problem, config)), config.blocks, limits);
 }
 
 PackedConfig choose_config(const PackedProblem& problem, const PackedConfig& asked, const Limits& limits) {

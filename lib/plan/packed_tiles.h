@@ -2,6 +2,7 @@
 // Tile sizes of the packed forward kernel: which can run, and which is taken when the caller leaves them open.
 #pragma once
 
+#include <cstdint>
 #include <string>
 
 #include "attention/packed_layout.h"
@@ -17,6 +18,9 @@ PackedProblem complete(const PackedProblem& problem);
 PackedConfig merged(PackedConfig asked, const PackedConfig& candidate);
 
 abi::PackedShape shape_of(const PackedProblem& problem, const PackedConfig& config);
+
+/// Why so many blocks with `shared` bytes of shared memory each do not fit an SM; empty if they do.
+std::string why_no_room(std::int64_t shared, std::int32_t blocks, const Limits& limits);
 
 /// Why this configuration cannot run on this device, with numbers; empty if it can.
 std::string why_illegal(const PackedProblem& problem, const PackedConfig& config, const Limits& limits);

@@ -86,8 +86,16 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
     sizes.reserve(cover.blocks.size());
     const ChunkCost cost = chunk_cost(model, input);
     double all = 0, longest = 0;
+    // Blocks of one draft's path are neighbours. Cut alike, they pass the same keys at the same time, and all but one find them in
+    // L2.
     const ForestOrder::Entry* path = nullptr;  // of the blocks from path_begin on
     std::size_t path_begin = 0;
+    double slowest = 0;
+    const auto end_path = [&] {
+        for (std::size_t i = path_begin; i < sizes.size(); ++i) sizes[i].paced = slowest;
+        path_begin = sizes.size();
+        slowest = 0;
+    };
     for (const Block& block : cover.blocks) {
         BlockSize size;
         const ForestOrder::Entry* longest_shared = nullptr;
@@ -104,18 +112,14 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
         size.tiles = std::max<std::int64_t>(1, (size.chunks + in_tile - 1) / in_tile);
         size.requests = block.request_end - block.request_begin;
         size.seen /= static_cast<double>(size.chunks > 0 ? size.chunks : 1);
-        size.paced = size.crowded;
-        if (longest_shared != path || path == nullptr) path_begin = sizes.size();
+        if (longest_shared != path || path == nullptr) end_path();
         path = longest_shared;
+        slowest = std::max(slowest, size.crowded);
         sizes.push_back(size);
-        // Cut alike, they pass the same keys at the same time, and all but one find them in L2.
-        for (std::size_t i = path_begin; i < sizes.size(); ++i) {
-            const double slowest = std::max(sizes[i].paced, size.paced);
-            sizes[i].paced = sizes.back().paced = slowest;
-        }
         all += size.crowded;
         longest = std::max(longest, size.crowded);
     }
+    end_path();
     const double workers = input.resident_blocks;
     const double microsecond = kBytesPerMicrosecond / workers;
     const auto items_at = [&](double item_cost) {

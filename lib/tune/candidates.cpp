@@ -51,12 +51,6 @@ bool resolve(const DecodeProblem& problem, const DeviceFacts& device, TuneCandid
     }
 }
 
-void drop(TuneCandidate& candidate, const char* status, std::string reason) {
-    if (candidate.status != "ok") return;
-    candidate.status = status;
-    candidate.reason = std::move(reason);
-}
-
 }  // namespace
 
 std::vector<std::size_t> CandidateSet::alive() const {

@@ -18,12 +18,6 @@ constexpr double kBytesPerMicrosecond = 3.0e6;
 constexpr double kWgmmaFlopsPerMicrosecond = 600e6, kMmaFlopsPerMicrosecond = 350e6;
 constexpr double kSmsOfThese = 132;
 
-void rule_out(TuneCandidate& candidate, const char* status, std::string reason) {
-    if (candidate.status != "ok") return;
-    candidate.status = status;
-    candidate.reason = std::move(reason);
-}
-
 bool in_list(const std::vector<TuneCandidate>& found, const DecodeConfig& config) {
     return std::any_of(found.begin(), found.end(), [&](const TuneCandidate& c) { return same_config(c.config, config); });
 }
@@ -32,7 +26,7 @@ bool in_list(const std::vector<TuneCandidate>& found, const DecodeConfig& config
 void resources(const PackedProblem& problem, const DeviceFacts& device, TuneCandidate& candidate) {
     const PackedConfig config = as_packed(candidate.config);
     if (const std::string why = why_illegal(problem, config, device.limits); !why.empty())
-        return rule_out(candidate, "pruned:shape", why);
+        return drop(candidate, "pruned:shape", why);
     candidate.shared_bytes = static_cast<int>(abi::packed_shared_bytes(shape_of(problem, config)));
     candidate.threads = (config.warps + config.producers) * 32;
     candidate.registers_available =
@@ -80,8 +74,7 @@ CandidateSet find_packed_candidates(const PackedProblem& problem, const Pack& pa
     for (std::size_t i = 0; i < set.all.size(); ++i) {
         TuneCandidate& candidate = set.all[i];
         resources(problem, device, candidate);
-        if (i > 0 && options.restrict_to && !options.restrict_to(candidate.config))
-            rule_out(candidate, "pruned:caller", "restrict_to");
+        if (i > 0 && options.restrict_to && !options.restrict_to(candidate.config)) drop(candidate, "pruned:caller", "restrict_to");
         if (candidate.status != "ok") continue;
         const auto plan = make_packed_plan(problem, pack, as_packed(candidate.config), device.limits);
         const PackedPlanInfo& info = plan->info;
@@ -96,7 +89,7 @@ CandidateSet find_packed_candidates(const PackedProblem& problem, const Pack& pa
             row_bytes * static_cast<double>(info.rows * problem.q_heads + info.keys * std::int64_t{problem.kv_heads});
         set.floor_us = std::max(info.flops / kWgmmaFlopsPerMicrosecond / sms, bytes / kBytesPerMicrosecond);
         if (i == 0 || !options.prune) continue;
-        if (std::string reason = options.prune(candidate); !reason.empty()) rule_out(candidate, "pruned:caller", std::move(reason));
+        if (std::string reason = options.prune(candidate); !reason.empty()) drop(candidate, "pruned:caller", std::move(reason));
     }
     for (const std::size_t i : set.alive())
         if (set.all[i].cost_us < set.all[set.model_choice].cost_us) set.model_choice = i;

@@ -64,6 +64,12 @@ void apply_compiled(const DeviceFacts& device, int registers, int spill_bytes, T
                      " blocks an SM where " + std::to_string(candidate.config.blocks) + " are planned");
 }
 
+void drop(TuneCandidate& candidate, const char* status, std::string reason) {
+    if (candidate.status != "ok") return;
+    candidate.status = status;
+    candidate.reason = std::move(reason);
+}
+
 void drop_spilling(std::span<TuneCandidate> candidates) {
     const auto alive = [](const TuneCandidate& c) { return c.status == "ok" && c.compiled; };
     const bool any_clean =

@@ -2,6 +2,8 @@
 // The resource model: what a configuration takes of a multiprocessor, before and after it is compiled, and what rules it out.
 #pragma once
 
+#include <string>
+
 #include "sapwood/tune.h"
 #include "tune/device_facts.h"
 
@@ -15,6 +17,9 @@ void apply_compiled(const DeviceFacts& device, int registers, int spill_bytes, T
 
 /// Blocks of a kernel that a multiprocessor holds. Registers are dealt out to warps in units of 256 on four sub-cores.
 int blocks_per_sm(const DeviceFacts& device, int threads, int registers, int shared_bytes);
+
+/// Gives a candidate that is still to be measured the status and reason for which it is not.
+void drop(TuneCandidate& candidate, const char* status, std::string reason);
 
 /// Spilling candidates are dropped unless all of `candidates` that are left spill.
 void drop_spilling(std::span<TuneCandidate> candidates);

@@ -18,14 +18,7 @@ using namespace sapwood::test;
 namespace {
 
 void all_cases(const Target& target) {
-    for (const PackedCase& which : array_cases()) {
-        PackedScene scene(which);
-        const PackedPlanInfo info = scene.run(target);
-        const std::string fault = scene.fault();
-        CHECK(info.dfs_arrays);
-        CHECK_MESSAGE(fault.empty(), which.name << ", " << info.config.to_string() << ", d" << which.problem.head_dim << "/"
-                                                << which.problem.head_dim_v << ": " << fault);
-    }
+    for (const PackedCase& which : array_cases()) CHECK(check_forward(target, which).dfs_arrays);
 }
 
 /// The largest difference of two results of 16-bit elements, over what either may differ from the oracle.

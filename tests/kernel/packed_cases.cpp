@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernel/packed_cases.h"
 
+#include <doctest/doctest.h>
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -199,6 +201,15 @@ std::string PackedScene::fault() const {
     if (written != static_cast<std::int64_t>(got.size()))
         text += " " + std::to_string(written) + " elements of out were written, there are " + std::to_string(got.size());
     return text;
+}
+
+PackedPlanInfo check_forward(const Target& target, const PackedCase& which) {
+    PackedScene scene(which);
+    const PackedPlanInfo info = scene.run(target);
+    const std::string fault = scene.fault();
+    CHECK_MESSAGE(fault.empty(), which.name << ", " << info.config.to_string() << ", d" << which.problem.head_dim << "/"
+                                            << which.problem.head_dim_v << ": " << fault);
+    return info;
 }
 
 }  // namespace sapwood::test

@@ -48,4 +48,7 @@ public:
     std::string fault() const;
 };
 
+/// Runs the case and checks its result.
+PackedPlanInfo check_forward(const Target& target, const PackedCase& which);
+
 }  // namespace sapwood::test

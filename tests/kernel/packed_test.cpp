@@ -13,13 +13,7 @@ using namespace sapwood::test;
 namespace {
 
 void all_cases(const Target& target) {
-    for (const PackedCase& which : packed_cases()) {
-        PackedScene scene(which);
-        const PackedPlanInfo info = scene.run(target);
-        const std::string fault = scene.fault();
-        CHECK_MESSAGE(fault.empty(), which.name << ", " << info.config.to_string() << ", d" << which.problem.head_dim << "/"
-                                                << which.problem.head_dim_v << ": " << fault);
-    }
+    for (const PackedCase& which : packed_cases()) check_forward(target, which);
 }
 
 }  // namespace
