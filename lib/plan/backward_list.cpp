@@ -48,7 +48,7 @@ void BackwardList::build(const Pack& pack, std::int32_t block_keys, const Longes
                              static_cast<unsigned>(tiles - before)});
     }
     count_additions();
-    const std::int64_t limit = std::max<std::int64_t>(1, longest(tiles));
+    const std::int64_t limit = std::max<std::int64_t>(1, longest(unsorted_, tiles));
     if (by_rows) return order_by_rows(limit);
     cut(limit, [&](std::size_t block, std::vector<unsigned>& ends) {
         const std::int64_t all_tiles = unsorted_[block].tiles, parts = (all_tiles + limit - 1) / limit;

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "packed_abi.h"
@@ -24,8 +25,8 @@ struct BackwardList {
     std::vector<std::uint32_t> row_additions;  // to the dQ of a row tile, as many as blocks have it
     std::int64_t tiles = 0, partial_tiles = 0;
 
-    /// Of a block's longest part, in tiles, given those of all blocks.
-    using Longest = std::function<std::int64_t(std::int64_t tiles)>;
+    /// Of a block's longest part, in tiles, given all blocks and their tiles in all.
+    using Longest = std::function<std::int64_t(std::span<const abi::KeyBlock> blocks, std::int64_t tiles)>;
     /// Rebuilds everything; keeps the vectors' memory. Long blocks are cut into parts: the keys of a prompt are seen by every
     /// response, and one block would still be at them when all else is done.
     void build(const Pack& pack, std::int32_t block_keys, const Longest& longest, bool by_rows = false);

@@ -115,7 +115,7 @@ Numbers check_backward(const PackedCase& which, std::int64_t longest, std::int64
     constexpr std::int64_t kKeys = abi::kBackwardKeys, kRows = abi::kRowTile;
     const Pack pack = which.pack();
     BackwardList plain, list;
-    for (BackwardList* each : {&plain, &list}) each->build(pack, kKeys, [&](std::int64_t) { return longest; });
+    for (BackwardList* each : {&plain, &list}) each->build(pack, kKeys, [&](auto, std::int64_t) { return longest; });
     ArrayList arrays;
     arrays.build(pack, list);
     list.spans.resize(static_cast<std::size_t>(arrays.spans));
@@ -226,7 +226,7 @@ TEST_CASE("array tiles: a tree is walked in as few tiles as from its segments") 
         CHECK(numbers.tiles == list.tiles);
         CHECK(numbers.partial <= list.partial_tiles);
         BackwardList rows;
-        rows.build(trees.pack(), abi::kBackwardKeys, [](std::int64_t) { return 24; });
+        rows.build(trees.pack(), abi::kBackwardKeys, [](auto, std::int64_t) { return 24; });
         CHECK(check_backward(as_arrays(trees), 24).tiles <= rows.tiles + rows.tiles / 8);
     }
     // A prompt and responses that do not: one tile a block more at most.
