@@ -35,8 +35,9 @@ constexpr double kRoundTrip = 1.4;
 // each other's waits, up to what its units can do.
 constexpr double kPairChain = 0.63, kPairIssue = 0.42;
 constexpr double kSchedulers = 4;
-// 64 rows by 64 keys of a warpgroup. The second one starts half a tile late.
-constexpr double kWarpgroupTile = 0.95;
+// A warpgroup's tile of 64 rows: waits and barriers, and 64 keys. From the tiles of 128 keys that spec.json is fastest with. The
+// second warpgroup starts half a tile late.
+constexpr double kWarpgroupTile = 0.16, kWarpgroupKeys = 0.79;
 // Waiting for the last item's partial results, their way through L2.
 constexpr double kMerge = 2.8;
 
@@ -96,6 +97,10 @@ PlanCost launch_cost(const DecodePlan::Impl& plan) {
     const DecodeProblem& problem = plan.problem;
     const DecodeConfig& config = plan.config;
     const bool warpgroups = config.mainloop == Mainloop::wgmma;
+    // The copy engine takes pages of many tokens off the copy warps (attention/decode_tensor_chunks.h).
+    const bool by_warps = !warpgroups || problem.page_size == 1;
+    const double tile_us = by_warps ? kTile : 0, round_trip = by_warps ? kRoundTrip : 0;
+    const double warpgroup_tile = kWarpgroupTile + kWarpgroupKeys * config.block_kv / 64;
     const double token_bytes = cost_model(problem, config).token_bytes;
     const double values = (problem.head_dim + problem.head_dim_v) / 256.0;
     const double workers = plan.grid();
@@ -108,13 +113,13 @@ PlanCost launch_cost(const DecodePlan::Impl& plan) {
     for (const abi::Item& item : plan.list.items) {
         const Steps steps = items.steps(item);
         // Blocks of one SM share its intake and its schedulers.
-        const double load = items.tokens(item) * token_bytes * config.blocks / kIntakeBytes + item.tiles * kTile;
+        const double load = items.tokens(item) * token_bytes * config.blocks / kIntakeBytes + item.tiles * tile_us;
         const double products =
-            warpgroups ? steps.longest * kWarpgroupTile * config.block_kv / 64 * values
+            warpgroups ? steps.longest * warpgroup_tile * values
                        : std::max(steps.longest * kPairChain, steps.all * config.blocks / kSchedulers * kPairIssue) * values;
-        const double ring = (item.tiles * kRoundTrip + load + held * products) / config.stages;
+        const double ring = (item.tiles * round_trip + load + held * products) / config.stages;
         const double shared_rows = (steps.parts - 1) * kShareRows / 7;
-        const double start = kItem + (warpgroups ? kWarpgroupTile / 2 * values : 0);
+        const double start = kItem + (warpgroups ? (kWarpgroupTile + kWarpgroupKeys) / 2 * values : 0);
         const double us = start + std::max({load, products, ring}) + shared_rows;
         arithmetic += products * problem.kv_heads / workers;
         for (std::int32_t head = 0; head < problem.kv_heads; ++head) {
