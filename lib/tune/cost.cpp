@@ -3,8 +3,8 @@
 // Blocks draw items in the order of the list; the launch ends with the last of them, but no sooner than HBM has delivered.
 //
 // Constants in microseconds of an H100. Those with a source were known before; the others are fitted to the median times of the
-// 5,353 configurations of the 45 FastTree cases (their model error is 7.4 % RMS near the best; tests/unit/tune_cost_test.cpp pins
-// the choices). Fitted to half of the cases, the choice for the other half is as good.
+// 5,353 configurations of the 45 FastTree cases (7.5 % RMS, mostly near the best; tests/unit/tune_cost_test.cpp pins the choices).
+// Fitted to half of the cases, the choice for the other half is as good.
 #include "tune/cost.h"
 
 #include <algorithm>
