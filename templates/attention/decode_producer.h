@@ -18,13 +18,10 @@ struct RowBlocks {
         : rows(requests * Traits::kGroup), blocks((rows + kRows - 1) / kRows), parts(kUnits / (blocks == 0 ? 1 : blocks)) {}
 };
 
-/// The last block to come here finds that all have drawn (and waited, if there are merges), and leaves the counters as they were
-/// found: no memset between launches. Relaxed is enough: a block's own atomics have returned before it comes.
+/// The last block to come here finds that all have waited, and leaves the counter as it was found: no memset between launches.
+/// Relaxed is enough: a block's own atomics have returned before it comes.
 SAPWOOD_DEVICE void leave(const abi::DecodeParams& params) {
-    if (atomic_add_relaxed(&params.counters->left, 1) != grid_size() - 1) return;
-    store_4(&params.counters->ticket, 0);
-    store_4(&params.counters->finished, 0);
-    store_4(&params.counters->left, 0);
+    if (atomic_inc_relaxed(&params.counters->left, grid_size() - 1) == grid_size() - 1) store_4(&params.counters->finished, 0);
 }
 
 template <class Traits>
@@ -39,6 +36,7 @@ struct DecodeProducer {
     static constexpr u32 kAhead = 3;
     static constexpr u32 kNoRow = ~0u;
     static constexpr u32 kCopyBarrier = 2;
+    static constexpr u32 kMergeBarrier = 7;  // compute warps and the first copy warp: all items of the launch are written
     static_assert(kTokens == 16 || kTokens == 32, "a copy warp looks up one token a lane");
 
     const typename Traits::Params& params;
@@ -93,10 +91,13 @@ struct DecodeProducer {
         return found;
     }
     SAPWOOD_DEVICE void send_query(u32 kv_head, const QueryRows& found, Scales scales) {
-        const u32 rows = item.requests * Traits::kGroup;
+        const RowBlocks<Traits> blocks(item.requests);
+        const u32 rows = blocks.rows, end = blocks.blocks * RowBlocks<Traits>::kRows;  // of those that are read
         const u8* head = static_cast<const u8*>(params.q) + static_cast<u64>(kv_head) * Traits::kGroup * params.q_head_stride;
         constexpr u32 kColumns = Traits::kHeadDim / 8;
         constexpr u32 kCount = (kRows < 32 ? kRows : 32) * kColumns;
+        // Steps whose addresses are made side by side: one by one each takes 120 cycles, and nothing else can start before Q has.
+        constexpr u32 kAtOnce = kCount % 128 == 0 ? 4 : kCount % 64 == 0 ? 2 : 1;
         shared.ring.wait_empty(at);
         write_header(abi::StageKind::query, kv_head);
         if constexpr (Traits::KvElement::kScaled) {
@@ -108,14 +109,17 @@ struct DecodeProducer {
         SAPWOOD_UNROLL for (u32 g = 0; g < kRowGroups; ++g) {
             const u32 begin = warp * kRows + g * 32;
             if (begin >= rows) break;
-            SAPWOOD_NO_UNROLL for (u32 i = 0; i < kCount; i += 32) {
-                const u32 local = (i + lane) / kColumns, column = (i + lane) % kColumns;
-                const u32 row = begin + local;
-                const u64 from = static_cast<u64>(shfl(found.request[g], local)) * static_cast<u64>(params.q_request_stride) +
-                                 static_cast<u64>(row % Traits::kGroup) * params.q_head_stride;
-                // Rows past the end are zeros: their scores must not be NaN, or a shared maximum vote would see them.
-                cp_async_16(shared.stage(at.stage) + Traits::QTile::offset(row, column), head + from + column * 16,
-                            row < rows ? 16 : 0);
+            const u32 count = min_u32(kCount, (end - begin) * kColumns);
+            SAPWOOD_NO_UNROLL for (u32 first = 0; first < count; first += kAtOnce * 32) {
+                SAPWOOD_UNROLL for (u32 i = first; i < first + kAtOnce * 32; i += 32) {
+                    const u32 local = (i + lane) / kColumns, column = (i + lane) % kColumns;
+                    const u32 row = begin + local;
+                    const u64 from = static_cast<u64>(shfl(found.request[g], local)) * static_cast<u64>(params.q_request_stride) +
+                                     static_cast<u64>(row % Traits::kGroup) * params.q_head_stride;
+                    // Rows past the end are zeros: their scores must not be NaN, or a shared maximum vote would see them.
+                    cp_async_16(shared.stage(at.stage) + Traits::QTile::offset(row, column), head + from + column * 16,
+                                row < rows ? 16 : 0);
+                }
             }
         }
         publish();
@@ -131,18 +135,30 @@ struct DecodeProducer {
     SAPWOOD_DEVICE u32 position_of(u32 words) const { return shfl(words, lane & 16); }
     SAPWOOD_DEVICE static u32 count(u32 tokens) { return Traits::kMask ? tokens & abi::kTokensMask : tokens; }
     SAPWOOD_DEVICE u32 tokens_of(u32 words, u32 chunk) const { return count(shfl(words, chunk * 16 + 2)); }
-    SAPWOOD_DEVICE u32 find_row(u32 words) const {
-        const u32 token = lane % abi::kChunkTokens;
-        u32 position = position_of(words) + token;
+    /// What the row of the lane's token needs from memory: its page, or all of the row if the token is gathered. Not touched
+    /// before row_of: arithmetic on it here would wait for the load, once a tile.
+    SAPWOOD_DEVICE u32 look_up_row(u32 words) const {
+        const u32 token = lane % abi::kChunkTokens, position = position_of(words) + token;
+        const u32 tokens = shfl(words, (lane & 16) + 2);
+        if (token >= count(tokens)) return 0;
+        if constexpr (Traits::kMask) {
+            if (tokens & abi::kGathered) {
+                const u32 listed = load_readonly_4(params.gather + position);
+                return Traits::KvSource::row(Traits::KvSource::look_up(params.page_table, listed), listed);
+            }
+        }
+        return Traits::KvSource::look_up(params.page_table, position);
+    }
+    SAPWOOD_DEVICE u32 row_of(u32 words, u32 found) const {
+        const u32 token = lane % abi::kChunkTokens, position = position_of(words) + token;
         const u32 tokens = shfl(words, (lane & 16) + 2);
         if (token >= count(tokens)) return kNoRow;
-        if constexpr (Traits::kMask) {
-            if (tokens & abi::kGathered) position = load_readonly_4(params.gather + position);
-        }
-        return Traits::KvSource::row(params.page_table, position);
+        return Traits::kMask && (tokens & abi::kGathered) != 0 ? found : Traits::KvSource::row(found, position);
     }
 
-    SAPWOOD_DEVICE void send_tile(u32 words, u32 own_row, u32 first_request, u32 kv_head, const u8* k, const u8* v) {
+    /// `found`: by look_up_row, of the same words.
+    SAPWOOD_DEVICE void send_tile(u32 words, u32 found, u32 first_request, u32 kv_head, const u8* k, const u8* v) {
+        const u32 own_row = row_of(words, found);
         shared.ring.wait_empty(at);
         if (lane < kTokens && lane % 16 < 4) {
             u32* chunk = reinterpret_cast<u32*>(shared.chunks(at.stage) + warp * kOwnChunks + lane / 16);
@@ -200,8 +216,11 @@ struct DecodeProducer {
             };
             if constexpr (kWhole) {
                 SAPWOOD_UNROLL for (u32 first = 0; first < abi::kChunkTokens; first += kRowsAStep) copy(first);
-            } else {  // once a node: not worth its length
-                SAPWOOD_NO_UNROLL for (u32 first = 0; first < abi::kChunkTokens; first += kRowsAStep) copy(first);
+            } else {  // once a node: not worth all of its length, but a node may be all that a short item has
+                constexpr u32 kAtOnce = kRowsAStep * 4 <= abi::kChunkTokens ? kRowsAStep * 4 : abi::kChunkTokens;
+                SAPWOOD_NO_UNROLL for (u32 some = 0; some < abi::kChunkTokens; some += kAtOnce) {
+                    SAPWOOD_UNROLL for (u32 first = some; first < some + kAtOnce; first += kRowsAStep) copy(first);
+                }
             }
         } else {
             SAPWOOD_NO_UNROLL for (u32 i = lane; i < abi::kChunkTokens * kColumns; i += 32) {
@@ -245,22 +264,22 @@ struct DecodeProducer {
         // Two chains of dependent look-ups, chunk then page and request then row, in flight together; registers as a queue, shifted
         // once a tile, because a ring would index them at run time.
         u32 chunk[2 * kAhead];
-        u32 row[kAhead];
+        u32 found[kAhead];
         Scales scales;
         if constexpr (Traits::KvElement::kScaled) scales = find_scales(kv_head);
         SAPWOOD_UNROLL for (u32 i = 0; i < 2 * kAhead; ++i) chunk[i] = beginning.chunk[i];
-        SAPWOOD_UNROLL for (u32 i = 0; i < kAhead; ++i) row[i] = find_row(chunk[i]);
+        SAPWOOD_UNROLL for (u32 i = 0; i < kAhead; ++i) found[i] = look_up_row(chunk[i]);
         send_query(kv_head, beginning.query, scales);
         const u8* k = static_cast<const u8*>(params.k) + static_cast<u64>(kv_head) * static_cast<u64>(params.k_head_stride);
         const u8* v = static_cast<const u8*>(params.v) + static_cast<u64>(kv_head) * static_cast<u64>(params.v_head_stride);
         for (u32 tile = 0; tile < item.tiles; ++tile) {
             const u32 after = load_chunk(tile + 2 * kAhead);
-            const u32 row_after = find_row(chunk[kAhead]);
-            send_tile(chunk[0], row[0], beginning.first_request, kv_head, k, v);
+            const u32 found_after = look_up_row(chunk[kAhead]);
+            send_tile(chunk[0], found[0], beginning.first_request, kv_head, k, v);
             SAPWOOD_UNROLL for (u32 i = 0; i + 1 < 2 * kAhead; ++i) chunk[i] = chunk[i + 1];
-            SAPWOOD_UNROLL for (u32 i = 0; i + 1 < kAhead; ++i) row[i] = row[i + 1];
+            SAPWOOD_UNROLL for (u32 i = 0; i + 1 < kAhead; ++i) found[i] = found[i + 1];
             chunk[2 * kAhead - 1] = after;
-            row[kAhead - 1] = row_after;
+            found[kAhead - 1] = found_after;
         }
         if (RowBlocks<Traits>(item.requests).parts > 1) send_empty(abi::StageKind::scratch, 0, 0);
     }
@@ -282,31 +301,41 @@ struct DecodeProducer {
 
     /// The launch's counts and the block's first item, before the ring is ready.
     SAPWOOD_DEVICE void look_up() {
+        Chunks::prepare(params);
         header = load_readonly_16(params.header);
         item = load_item(block_id() / params.kv_heads < params.item_capacity ? block_id() / params.kv_heads : 0);
     }
 
     SAPWOOD_DEVICE void run() {
-        // The first item is the block's own number if nobody waits for anybody. With merges blocks do wait, and a block that is not
-        // resident yet must not hold work that others wait for: then every ticket is drawn.
         const u32 tickets = header.x * params.kv_heads, merges = header.y;
+        // The first item is the block's own number if nobody waits for anybody. With merges blocks do wait, and a block that is not
+        // resident yet must not hold work that others wait for: then every ticket is drawn. Either way a launch draws the same
+        // number of times, one for each item that is drawn and one for each block that finds none, and the counter comes round.
         const u32 base = merges == 0 ? grid_size() : 0;
+        const u32 limit = tickets + (merges == 0 ? 0 : grid_size()) - 1;
         u32 ticket = block_id();
-        Beginning beginning;
-        if (merges == 0 && ticket < tickets) beginning = find_beginning();
-        // So far only the work list was read. Counters, tensors and page table are the earlier kernels' until they have ended; all
-        // that the compute warps touch follows from what is copied after this.
-        wait_for_earlier_kernels();
         if (merges != 0) {
-            ticket = share(1, leader() ? atomic_add_relaxed(&params.counters->ticket, 1) : 0);
-            if (ticket < tickets) {
-                item = load_item(ticket / params.kv_heads);
-                beginning = find_beginning();
-            }
+            ticket = share(1, leader() ? draw(0, limit) : 0);
+            if (ticket < tickets) item = load_item(ticket / params.kv_heads);
         }
+        Beginning beginning;
+        if (ticket < tickets) beginning = find_beginning();
+        // All blocks that will ever wait for each other are resident once all have said so, and the next kernel waits by itself. It
+        // may be this one again, which draws before it waits: so not before this block has drawn its last.
+        if (leader() && (merges == 0 || ticket >= tickets)) let_later_kernels_start();
+        // So far only the work list and its counter were touched. Tensors and page table are the earlier kernels' until they have
+        // ended; all that the compute warps touch follows from what is copied after this.
+        wait_for_earlier_kernels();
         for (u32 turn = 0; ticket < tickets; ++turn) {
-            const u32 drawn = leader() ? base + atomic_add_relaxed(&params.counters->ticket, 1) : 0;  // travels with the item
+            u32 drawn = 0;
+            const auto first = at;
+            if (leader() && merges == 0) drawn = draw(base, limit);  // travels with the item
             send_item(ticket % params.kv_heads, beginning);
+            if (leader() && merges != 0) {
+                wait_for_room(first);
+                drawn = draw(base, limit);
+                if (drawn >= tickets) let_later_kernels_start();
+            }
             ticket = share(turn, drawn);
             if (ticket < tickets) {
                 item = load_item(ticket / params.kv_heads);
@@ -314,9 +343,19 @@ struct DecodeProducer {
             }
         }
         send_empty(abi::StageKind::stop, tickets, merges);
-        // With nothing to merge the block's part in putting the counters back is done here, off the compute warps' path.
-        if (merges == 0 && leader()) leave(params);
+        // The block's part in putting the other counter back is done here, off the compute warps' path.
+        if (merges != 0 && warp == 0) {
+            named_sync(kMergeBarrier, Traits::kComputeThreads + 32);
+            if (lane == 0) leave(params);
+        }
     }
+    /// Until the item that begins at `first` has been started and the next stage is free. A block that drew again at once would take
+    /// what is meant for one that is only just about to start: twice the time of an item.
+    SAPWOOD_DEVICE void wait_for_room(const RingPosition<Traits::kStages>& first) {
+        if (item.tiles + 2 <= Traits::kStages) mbarrier_wait(shared.ring.empty(first.stage), first.parity);
+        shared.ring.wait_empty(at);
+    }
+    SAPWOOD_DEVICE u32 draw(u32 base, u32 limit) const { return base + atomic_inc_relaxed(&params.counters->ticket, limit); }
 };
 
 }  // namespace sapwood::kernel
