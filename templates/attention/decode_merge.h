@@ -31,8 +31,6 @@ struct Merger {
     const abi::DecodeParams& params;
     const u32 rows;  // of all merges
     const u32 lane = lane_id();
-    F32x4 x[kHalf][2][kVectors];
-    f32 out[2][kVectors][4];
 
     SAPWOOD_DEVICE u32 stride() const { return params.kv_heads * Traits::kGroup; }  // in rows, from a part to the next
 
@@ -62,9 +60,8 @@ struct Merger {
 
     /// `two`: both rows, kHalf parts of each at a time; else the first, twice as many at a time.
     SAPWOOD_DEVICE void merge(const MergeRow (&row)[2], bool two) {
-        SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
-            SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) { SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) out[h][n][j] = 0; }
-        }
+        F32x4 x[2][kHalf][kVectors];
+        f32 out[2][kVectors][4] = {};
         MergeWeights<2 * kHalf> weights;
         const u32 parts[2] = {row[0].parts, two ? row[1].parts : row[0].parts};
         const f32* rows_of[2] = {row[0].out, two ? row[1].out : row[0].out};
@@ -75,17 +72,19 @@ struct Merger {
         const u32 most = parts[0] > parts[1] ? parts[0] : parts[1], bytes = stride() * Traits::kHeadDimV * 4;
         for (u32 begin = 0; begin < most; begin += two ? kHalf : 2 * kHalf) {
             const u32 first[2] = {begin, two ? begin : begin + kHalf};
+            const bool both = first[1] < parts[1];  // or the second half has nothing to bring
             // Where there is no further part the last one is read again, and weighs nothing: cheaper than to ask.
             const u32 own = (second ? first[1] : first[0]) + lane % kHalf;
             const f32 read = load_shared_by_blocks(exponents + static_cast<u64>(stride()) * min_u32(own, its_parts - 1));
             // Before the weights are known: one trip to L2 instead of two.
             SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
+                if (h == 1 && !both) continue;
                 SAPWOOD_UNROLL for (u32 b = 0; b < kHalf; ++b) {
                     const u8* from = reinterpret_cast<const u8*>(rows_of[h]) +
                                      static_cast<u64>(bytes) * min_u32(first[h] + b, parts[h] - 1);
                     SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) {
                         if ((n + 1) * 128 <= Traits::kHeadDimV || n * 32 + lane < Traits::kHeadDimV / 4)
-                            x[b][h][n] = load_shared_by_blocks_16(reinterpret_cast<const f32*>(from) + n * 128);
+                            x[h][b][n] = load_shared_by_blocks_16(reinterpret_cast<const f32*>(from) + n * 128);
                     }
                 }
             }
@@ -94,13 +93,14 @@ struct Merger {
             SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
                 const f32 factor = bits_f32(shfl(f32_bits(old), h * kHalf));
                 SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) { SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) out[h][n][j] *= factor; }
+                if (h == 1 && !both) continue;
                 SAPWOOD_UNROLL for (u32 b = 0; b < kHalf; ++b) {
                     const f32 w = bits_f32(shfl(f32_bits(weight), h * kHalf + b));
                     SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) {
-                        out[h][n][0] = fma_f32(w, x[b][h][n].x, out[h][n][0]);
-                        out[h][n][1] = fma_f32(w, x[b][h][n].y, out[h][n][1]);
-                        out[h][n][2] = fma_f32(w, x[b][h][n].z, out[h][n][2]);
-                        out[h][n][3] = fma_f32(w, x[b][h][n].w, out[h][n][3]);
+                        out[h][n][0] = fma_f32(w, x[h][b][n].x, out[h][n][0]);
+                        out[h][n][1] = fma_f32(w, x[h][b][n].y, out[h][n][1]);
+                        out[h][n][2] = fma_f32(w, x[h][b][n].z, out[h][n][2]);
+                        out[h][n][3] = fma_f32(w, x[h][b][n].w, out[h][n][3]);
                     }
                 }
             }

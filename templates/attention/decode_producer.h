@@ -34,7 +34,6 @@ struct DecodeProducer {
     static constexpr u32 kRowGroups = (kRows + 31) / 32;
     // Tiles that a look-up (of the chunk, then of the page) travels ahead of its use.
     static constexpr u32 kAhead = 3;
-    static constexpr u32 kNoRow = ~0u;
     static constexpr u32 kCopyBarrier = 2;
     static constexpr u32 kMergeBarrier = 7;  // compute warps and the first copy warp: all items of the launch are written
     static_assert(kTokens == 16 || kTokens == 32, "a copy warp looks up one token a lane");
@@ -140,7 +139,7 @@ struct DecodeProducer {
     SAPWOOD_DEVICE u32 look_up_row(u32 words) const {
         const u32 token = lane % abi::kChunkTokens, position = position_of(words) + token;
         const u32 tokens = shfl(words, (lane & 16) + 2);
-        if (token >= count(tokens)) return 0;
+        if (token >= count(tokens)) return 0;  // nothing is there to look up
         if constexpr (Traits::kMask) {
             if (tokens & abi::kGathered) {
                 const u32 listed = load_readonly_4(params.gather + position);
@@ -150,10 +149,11 @@ struct DecodeProducer {
         return Traits::KvSource::look_up(params.page_table, position);
     }
     SAPWOOD_DEVICE u32 row_of(u32 words, u32 found) const {
-        const u32 token = lane % abi::kChunkTokens, position = position_of(words) + token;
-        const u32 tokens = shfl(words, (lane & 16) + 2);
-        if (token >= count(tokens)) return kNoRow;
-        return Traits::kMask && (tokens & abi::kGathered) != 0 ? found : Traits::KvSource::row(found, position);
+        u32 position = 0;
+        if constexpr (Traits::KvSource::kNeedsPosition) position = position_of(words) + lane % abi::kChunkTokens;
+        const u32 row = Traits::KvSource::row(found, position);
+        if constexpr (Traits::kMask) return shfl(words, (lane & 16) + 2) & abi::kGathered ? found : row;
+        return row;
     }
 
     /// `found`: by look_up_row, of the same words.
@@ -174,9 +174,9 @@ struct DecodeProducer {
             if (!Traits::kWarpgroups && tokens == 0) continue;
             if (tokens == abi::kChunkTokens) {
                 if (Chunks::fetch(params, shared.ring.full(at.stage), k_stage, v_stage, c, own_row, kv_head)) continue;
-                copy_chunk<true>(k_stage, v_stage, c, own_row, k, v);
+                copy_chunk<true>(k_stage, v_stage, c, own_row, tokens, k, v);
             } else {
-                copy_chunk<false>(k_stage, v_stage, c, own_row, k, v);
+                copy_chunk<false>(k_stage, v_stage, c, own_row, tokens, k, v);
             }
         }
         publish();
@@ -195,14 +195,14 @@ struct DecodeProducer {
         }
     }
     template <bool kWhole>
-    SAPWOOD_DEVICE void copy_chunk(u32 k_stage, u32 v_stage, u32 chunk, u32 own_row, const u8* k, const u8* v) {
-        copy_rows<typename Traits::KTile, Traits::kKColumns, kWhole>(k_stage, chunk, own_row, k, params.k_token_stride);
-        copy_rows<typename Traits::VTile, Traits::kVColumns, kWhole>(v_stage, chunk, own_row, v, params.v_token_stride);
+    SAPWOOD_DEVICE void copy_chunk(u32 k_stage, u32 v_stage, u32 chunk, u32 own_row, u32 tokens, const u8* k, const u8* v) {
+        copy_rows<typename Traits::KTile, Traits::kKColumns, kWhole>(k_stage, chunk, own_row, tokens, k, params.k_token_stride);
+        copy_rows<typename Traits::VTile, Traits::kVColumns, kWhole>(v_stage, chunk, own_row, tokens, v, params.v_token_stride);
     }
-    /// 16 rows, 16 bytes a lane and step. A row that is no token (kWhole: there is none) becomes zeros: its weight is 0, and 0 *
+    /// 16 rows, 16 bytes a lane and step. Those from `tokens` on (kWhole: there are none) become zeros: their weight is 0, and 0 *
     /// NaN would not be.
     template <class Tile, u32 kColumns, bool kWhole>
-    SAPWOOD_DEVICE void copy_rows(u32 stage, u32 chunk, u32 own_row, const u8* base, u32 token_stride) {
+    SAPWOOD_DEVICE void copy_rows(u32 stage, u32 chunk, u32 own_row, u32 tokens, const u8* base, u32 token_stride) {
         if constexpr (32 % kColumns == 0) {
             constexpr u32 kRowsAStep = 32 / kColumns, kPermuted = kColumns < 8 ? kColumns : 8;
             // The rows of one step have the keys of its first row, XOR the row within the step: one XOR with a constant.
@@ -211,8 +211,8 @@ struct DecodeProducer {
                 stage + (chunk * abi::kChunkTokens + lane / kColumns) * Tile::kPitch + lane % kColumns / 8 * Tile::kGroupStride;
             const auto copy = [&](u32 first) {
                 const u32 to = lane_to + first * Tile::kPitch + (lane_column ^ Tile::key(first) * 16);
-                copy_16<kWhole>(to, base + lane % kColumns * 16, shfl(own_row, chunk * abi::kChunkTokens + first + lane / kColumns),
-                                token_stride);
+                const u32 row = shfl(own_row, chunk * abi::kChunkTokens + first + lane / kColumns);
+                copy_16(to, base + lane % kColumns * 16, row, kWhole || first + lane / kColumns < tokens, token_stride);
             };
             if constexpr (kWhole) {
                 SAPWOOD_UNROLL for (u32 first = 0; first < abi::kChunkTokens; first += kRowsAStep) copy(first);
@@ -225,14 +225,12 @@ struct DecodeProducer {
         } else {
             SAPWOOD_NO_UNROLL for (u32 i = lane; i < abi::kChunkTokens * kColumns; i += 32) {
                 const u32 token = chunk * abi::kChunkTokens + i / kColumns;
-                copy_16<kWhole>(stage + Tile::offset(token, i % kColumns), base + i % kColumns * 16, shfl(own_row, token),
-                                token_stride);
+                copy_16(stage + Tile::offset(token, i % kColumns), base + i % kColumns * 16, shfl(own_row, token),
+                        kWhole || i / kColumns < tokens, token_stride);
             }
         }
     }
-    template <bool kWhole>
-    SAPWOOD_DEVICE static void copy_16(u32 to, const u8* from, u32 row, u32 token_stride) {
-        const bool token = kWhole || row != kNoRow;
+    SAPWOOD_DEVICE static void copy_16(u32 to, const u8* from, u32 row, bool token, u32 token_stride) {
         cp_async_16(to, from + static_cast<u64>(token ? row : 0) * token_stride, token ? 16 : 0);
     }
 

@@ -10,6 +10,7 @@ namespace sapwood::kernel {
 
 /// Positions are rows.
 struct ContiguousKv {
+    static constexpr bool kNeedsPosition = true;  // row() does
     SAPWOOD_DEVICE static u32 look_up(const int*, u32) { return 0; }
     SAPWOOD_DEVICE static u32 row(u32, u32 position) { return position; }
 };
@@ -17,6 +18,7 @@ struct ContiguousKv {
 /// Pages of 1 << kShift tokens, in any order.
 template <u32 kShift>
 struct PagedKv {
+    static constexpr bool kNeedsPosition = kShift > 0;
     SAPWOOD_DEVICE static u32 look_up(const int* page_table, u32 position) {
         return load_readonly_4(page_table + (position >> kShift));
     }
