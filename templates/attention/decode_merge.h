@@ -20,8 +20,9 @@ struct MergeRow {
     u32 head;  // of all query heads
 };
 
-/// Adds up the parts of query rows, a warp two rows at a time, or one: weights 2^(exponent_i - max), an empty part has weight 0. One
-/// piece of code for both, and a short one: it is run once or twice a launch, and fetching its instructions is much of its time.
+/// Adds up the parts of query rows, a warp two rows at a time, or one: weights 2^(exponent_i - max), an empty part has weight 0.
+/// One piece of code for both, and a short one: it is run once or twice a launch, and fetching its instructions is much of its
+/// time.
 template <class Traits>
 struct Merger {
     using Element = typename Traits::Element;
@@ -80,8 +81,8 @@ struct Merger {
             SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
                 if (h == 1 && !both) continue;
                 SAPWOOD_UNROLL for (u32 b = 0; b < kHalf; ++b) {
-                    const u8* from = reinterpret_cast<const u8*>(rows_of[h]) +
-                                     static_cast<u64>(bytes) * min_u32(first[h] + b, parts[h] - 1);
+                    const u8* from =
+                        reinterpret_cast<const u8*>(rows_of[h]) + static_cast<u64>(bytes) * min_u32(first[h] + b, parts[h] - 1);
                     SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) {
                         if ((n + 1) * 128 <= Traits::kHeadDimV || n * 32 + lane < Traits::kHeadDimV / 4)
                             x[h][b][n] = load_shared_by_blocks_16(reinterpret_cast<const f32*>(from) + n * 128);
@@ -92,7 +93,9 @@ struct Merger {
             const f32 weight = weights.step(own < its_parts ? read : -infinity(), 1, old, two);
             SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
                 const f32 factor = bits_f32(shfl(f32_bits(old), h * kHalf));
-                SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) { SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) out[h][n][j] *= factor; }
+                SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) {
+                    SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) out[h][n][j] *= factor;
+                }
                 if (h == 1 && !both) continue;
                 SAPWOOD_UNROLL for (u32 b = 0; b < kHalf; ++b) {
                     const f32 w = bits_f32(shfl(f32_bits(weight), h * kHalf + b));
@@ -106,7 +109,9 @@ struct Merger {
             }
         }
         if (!two) {
-            SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) { SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) out[0][n][j] += out[1][n][j]; }
+            SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) {
+                SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) out[0][n][j] += out[1][n][j];
+            }
         }
         SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
             const f32 maximum = bits_f32(shfl(f32_bits(weights.maximum), h * kHalf));
