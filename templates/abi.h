@@ -57,7 +57,7 @@ struct alignas(16) WorkHeader {
     unsigned reserved[2];
 };
 
-/// Counters of a plan, zero between launches: the last block to leave puts them back.
+/// Counters of a plan, zero between launches: two come round by themselves, the last block to leave puts `finished` back.
 struct alignas(16) Counters {
     unsigned ticket;    // next work item to draw
     unsigned finished;  // work items whose results are written

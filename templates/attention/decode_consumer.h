@@ -18,7 +18,7 @@ struct DecodeConsumer {
     RingPosition<Traits::kStages> at;
     Products rows;
     // Looked up when the item starts where there are registers to keep it, so that its end does not wait.
-    static constexpr bool kTargetsEarly = Traits::kMoveRegisters;
+    static constexpr bool kTargetsEarly = Traits::kMoveRegisters || (Traits::kWarps == 4 && Traits::kBlocks == 1);
     RowTargets<Traits> targets;
     u32 tiles = 0;
     static constexpr u32 kIdle = ~0u;  // the part of a unit beyond row blocks * parts
@@ -94,8 +94,6 @@ SAPWOOD_DEVICE void decode(const typename Config::Params& params) {
     if (thread_id() == 0) {
         shared.ring.init(DecodeProducer<Traits>::kFullArrivals, Traits::kComputeThreads);
         mbarrier_init(shared.address + Traits::kStagger, Traits::kUnitWarps * 32);
-        // All blocks that will ever wait for each other are resident once all have said so, and the next kernel waits by itself.
-        let_later_kernels_start();
     }
     const bool copies = warp_id() >= Traits::kWarps;
     DecodeProducer<Traits> producer(params, shared);

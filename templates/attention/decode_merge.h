@@ -11,89 +11,137 @@
 
 namespace sapwood::kernel {
 
-/// Adds up the parts of one query row, a warp a row: weights 2^(exponent_i - max), an empty part has weight 0.
+/// A query row with several parts, ready to be read: nothing is left to compute when the wait for the parts is over.
+struct MergeRow {
+    const f32* out;       // this lane's columns of the first part
+    const f32* exponent;  // of the first part
+    u32 parts;
+    int request;
+    u32 head;  // of all query heads
+};
+
+/// Adds up the parts of query rows, a warp two rows at a time, or one: weights 2^(exponent_i - max), an empty part has weight 0.
+/// One piece of code for both, and a short one: it is run once or twice a launch, and fetching its instructions is much of its
+/// time.
 template <class Traits>
-SAPWOOD_DEVICE void merge_row(const abi::DecodeParams& params, const abi::Merge& entry, u32 kv_head, u32 in_group) {
+struct Merger {
     using Element = typename Traits::Element;
-    constexpr u32 kVectors = (Traits::kHeadDimV / 4 + 31) / 32;
+    static constexpr u32 kVectors = (Traits::kHeadDimV / 4 + 31) / 32;
+    static constexpr u32 kHalf = kVectors == 1 ? 8 : 4;  // parts that half of the loads in flight bring
+
+    const abi::DecodeParams& params;
+    const u32 rows;  // of all merges
     const u32 lane = lane_id();
-    const u64 stride = static_cast<u64>(params.kv_heads) * Traits::kGroup;
-    const u64 first = (static_cast<u64>(entry.slot_begin) * params.kv_heads + kv_head) * Traits::kGroup + in_group;
-    const u32 parts = static_cast<u32>(entry.slots);
-    f32 out[kVectors][4] = {};
-    MergeWeights<32> weights;
-    constexpr u32 kBatch = kVectors == 1 ? 16 : 8;  // parts whose loads are in flight together
-    F32x4 x[kBatch][kVectors];
-    const auto load = [&](u32 part) {
-        SAPWOOD_UNROLL for (u32 b = 0; b < kBatch; ++b) {
-            SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) {
-                const u32 vector = n * 32 + lane;
-                x[b][n] = {0, 0, 0, 0};
-                if (part + b < parts && vector < Traits::kHeadDimV / 4) {
-                    x[b][n] = load_shared_by_blocks_16(params.partial_out + (first + (part + b) * stride) * Traits::kHeadDimV +
-                                                       vector * 4);
-                }
+
+    SAPWOOD_DEVICE u32 stride() const { return params.kv_heads * Traits::kGroup; }  // in rows, from a part to the next
+
+    /// The list is constant: this does not wait for the others' results.
+    SAPWOOD_DEVICE MergeRow find(u32 row) const {
+        if (row >= rows) return {nullptr, nullptr, 0, 0, 0};
+        const u32 merge = row / stride(), head = row - merge * stride();
+        const U32x4 words = load_readonly_16(params.merges + merge);  // request, slot_begin, slots
+        const u64 first = static_cast<u64>(words.y) * stride() + head;
+        return {params.partial_out + first * Traits::kHeadDimV + lane * 4, params.partial_exponent + first, words.z,
+                static_cast<int>(words.x), head};
+    }
+
+    SAPWOOD_DEVICE void write(const MergeRow& row, const f32 (&sums)[kVectors][4], f32 maximum, f32 sum) const {
+        const RowEnd end(maximum, sum);
+        const u32 kv_head = row.head / Traits::kGroup, in_group = row.head % Traits::kGroup;
+        u8* to = out_row<Traits>(params, row.request, kv_head, in_group);
+        SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) {
+            const u32 vector = n * 32 + lane;
+            if (vector < Traits::kHeadDimV / 4) {
+                store_8(to + vector * 8, pack2<Element>(sums[n][0] * end.inverse, sums[n][1] * end.inverse),
+                        pack2<Element>(sums[n][2] * end.inverse, sums[n][3] * end.inverse));
             }
         }
-    };
-    for (u32 begin = 0; begin < parts; begin += 32) {
-        const f32 exponent =
-            begin + lane < parts ? load_shared_by_blocks(params.partial_exponent + first + (begin + lane) * stride) : -infinity();
-        load(begin);  // before the weights are known: one trip to L2 instead of two
-        f32 old;
-        const f32 weight = weights.step(exponent, 1, old);
-        SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) { SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) out[n][j] *= old; }
-        const u32 count = parts - begin < 32 ? parts - begin : 32;
-        for (u32 i = 0; i < count; i += kBatch) {
-            if (i > 0) load(begin + i);
-            SAPWOOD_UNROLL for (u32 b = 0; b < kBatch; ++b) {
-                const f32 w = bits_f32(shfl(f32_bits(weight), (i + b) % 32));
+        if (lane == 0) write_lse<Traits>(params, row.request, kv_head, in_group, end);
+    }
+
+    /// `two`: both rows, kHalf parts of each at a time; else the first, twice as many at a time.
+    SAPWOOD_DEVICE void merge(const MergeRow (&row)[2], bool two) {
+        F32x4 x[2][kHalf][kVectors];
+        f32 out[2][kVectors][4] = {};
+        MergeWeights<2 * kHalf> weights;
+        const u32 parts[2] = {row[0].parts, two ? row[1].parts : row[0].parts};
+        const f32* rows_of[2] = {row[0].out, two ? row[1].out : row[0].out};
+        // The half whose part this lane looks after, and that half's.
+        const bool second = lane / kHalf % 2 == 1;
+        const u32 its_parts = second ? parts[1] : parts[0];
+        const f32* exponents = second && two ? row[1].exponent : row[0].exponent;
+        const u32 most = parts[0] > parts[1] ? parts[0] : parts[1], bytes = stride() * Traits::kHeadDimV * 4;
+        for (u32 begin = 0; begin < most; begin += two ? kHalf : 2 * kHalf) {
+            const u32 first[2] = {begin, two ? begin : begin + kHalf};
+            const bool both = first[1] < parts[1];  // or the second half has nothing to bring
+            // Where there is no further part the last one is read again, and weighs nothing: cheaper than to ask.
+            const u32 own = (second ? first[1] : first[0]) + lane % kHalf;
+            const f32 read = load_shared_by_blocks(exponents + static_cast<u64>(stride()) * min_u32(own, its_parts - 1));
+            // Before the weights are known: one trip to L2 instead of two.
+            SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
+                if (h == 1 && !both) continue;
+                SAPWOOD_UNROLL for (u32 b = 0; b < kHalf; ++b) {
+                    const u8* from =
+                        reinterpret_cast<const u8*>(rows_of[h]) + static_cast<u64>(bytes) * min_u32(first[h] + b, parts[h] - 1);
+                    SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) {
+                        if ((n + 1) * 128 <= Traits::kHeadDimV || n * 32 + lane < Traits::kHeadDimV / 4)
+                            x[h][b][n] = load_shared_by_blocks_16(reinterpret_cast<const f32*>(from) + n * 128);
+                    }
+                }
+            }
+            f32 old;
+            const f32 weight = weights.step(own < its_parts ? read : -infinity(), 1, old, two);
+            SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
+                const f32 factor = bits_f32(shfl(f32_bits(old), h * kHalf));
                 SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) {
-                    const f32 scaled = i + b < count ? w : 0.0f;
-                    out[n][0] = fma_f32(scaled, x[b][n].x, out[n][0]);
-                    out[n][1] = fma_f32(scaled, x[b][n].y, out[n][1]);
-                    out[n][2] = fma_f32(scaled, x[b][n].z, out[n][2]);
-                    out[n][3] = fma_f32(scaled, x[b][n].w, out[n][3]);
+                    SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) out[h][n][j] *= factor;
+                }
+                if (h == 1 && !both) continue;
+                SAPWOOD_UNROLL for (u32 b = 0; b < kHalf; ++b) {
+                    const f32 w = bits_f32(shfl(f32_bits(weight), h * kHalf + b));
+                    SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) {
+                        out[h][n][0] = fma_f32(w, x[h][b][n].x, out[h][n][0]);
+                        out[h][n][1] = fma_f32(w, x[h][b][n].y, out[h][n][1]);
+                        out[h][n][2] = fma_f32(w, x[h][b][n].z, out[h][n][2]);
+                        out[h][n][3] = fma_f32(w, x[h][b][n].w, out[h][n][3]);
+                    }
                 }
             }
         }
-    }
-    const RowEnd end(weights.maximum, weights.sum);
-    u8* to = out_row<Traits>(params, entry.request, kv_head, in_group);
-    SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) {
-        const u32 vector = n * 32 + lane;
-        if (vector < Traits::kHeadDimV / 4) {
-            store_8(to + vector * 8, pack2<Element>(out[n][0] * end.inverse, out[n][1] * end.inverse),
-                    pack2<Element>(out[n][2] * end.inverse, out[n][3] * end.inverse));
+        if (!two) {
+            SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) {
+                SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) out[0][n][j] += out[1][n][j];
+            }
+        }
+        SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
+            const f32 maximum = bits_f32(shfl(f32_bits(weights.maximum), h * kHalf));
+            const f32 sum = bits_f32(shfl(f32_bits(weights.sum), h * kHalf));
+            if (h == 0 || two) write(row[h], out[h], maximum, sum);
         }
     }
-    if (lane == 0) write_lse<Traits>(params, entry.request, kv_head, in_group, end);
-}
+};
 
 /// Called by every compute warp of a block that has drawn its last ticket; `finished` of the launch's `items` are its own.
 template <class Traits>
 SAPWOOD_DEVICE void merge_partials(const abi::DecodeParams& params, u32 finished, u32 items, u32 merges) {
     if (merges == 0) return;
     const u32 thread = thread_id();
-    const u32 rows = merges * params.kv_heads * Traits::kGroup;
-    const auto find = [&](u32 row) {  // the list is constant: the first look-up does not wait for the others' results
-        U32x4 words = {0, 0, 0, 0};
-        if (row < rows) words = load_readonly_16(params.merges + row / Traits::kGroup / params.kv_heads);
-        return abi::Merge{static_cast<int>(words.x), static_cast<int>(words.y), static_cast<int>(words.z), 0};
-    };
+    Merger<Traits> merger{params, merges * params.kv_heads * Traits::kGroup};
+    const u32 step = grid_size() * Traits::kWarps;
     u32 row = block_id() * Traits::kWarps + thread / 32;
-    abi::Merge entry = find(row);
+    MergeRow next[2] = {merger.find(row), merger.find(row + step)};
     named_sync(kComputeBarrier, Traits::kComputeThreads);  // the block's partial rows are written
     if (thread == 0) {
         atomic_add_release(&params.counters->finished, finished);
         while (load_acquire(&params.counters->finished) < items) {}
-        leave(params);
     }
-    named_sync(kComputeBarrier, Traits::kComputeThreads);
-    while (row < rows) {
-        merge_row<Traits>(params, entry, row / Traits::kGroup % params.kv_heads, row % Traits::kGroup);
-        row += grid_size() * Traits::kWarps;
-        entry = find(row);
+    named_sync(DecodeProducer<Traits>::kMergeBarrier, Traits::kComputeThreads + 32);
+    while (row < merger.rows) {
+        const bool two = row + step < merger.rows;
+        merger.merge(next, two);
+        row += two ? 2 * step : step;
+        next[0] = merger.find(row);
+        next[1] = merger.find(row + step);
     }
 }
 

@@ -10,6 +10,10 @@ namespace sapwood::kernel {
 
 template <class Traits>
 struct TensorChunks {
+    SAPWOOD_DEVICE static void prepare(const typename Traits::Params& params) {
+        prefetch_tensor_map(params.k_map);
+        prefetch_tensor_map(params.v_map);
+    }
     /// The whole warp calls. `own_row`: of the lane's token in K and V (lane % 16 of chunk lane / 16 of this warp's part of the
     /// tile). False, and nothing done, unless the tokens of `chunk` are neighbours.
     SAPWOOD_DEVICE static bool fetch(const typename Traits::Params& params, u32 barrier, u32 k_stage, u32 v_stage, u32 chunk,

@@ -9,6 +9,8 @@ namespace sapwood::kernel {
 /// Chunks of K and V that something else than the copy warps fetches: none.
 struct NoChunks {
     template <class Params>
+    SAPWOOD_DEVICE static void prepare(const Params&) {}
+    template <class Params>
     SAPWOOD_DEVICE static bool fetch(const Params&, u32, u32, u32, u32, u32, u32) {
         return false;
     }

@@ -6,18 +6,23 @@
 
 namespace sapwood::kernel {
 
+// In two steps, so that the first, which loads, can be made well before its result is touched.
+
 /// Positions are rows.
 struct ContiguousKv {
-    SAPWOOD_DEVICE static u32 row(const int*, u32 position) { return position; }
+    static constexpr bool kNeedsPosition = true;  // row() does
+    SAPWOOD_DEVICE static u32 look_up(const int*, u32) { return 0; }
+    SAPWOOD_DEVICE static u32 row(u32, u32 position) { return position; }
 };
 
 /// Pages of 1 << kShift tokens, in any order.
 template <u32 kShift>
 struct PagedKv {
-    SAPWOOD_DEVICE static u32 row(const int* page_table, u32 position) {
-        const u32 page = load_readonly_4(page_table + (position >> kShift));
-        return (page << kShift) + (position & ((1u << kShift) - 1));
+    static constexpr bool kNeedsPosition = kShift > 0;
+    SAPWOOD_DEVICE static u32 look_up(const int* page_table, u32 position) {
+        return load_readonly_4(page_table + (position >> kShift));
     }
+    SAPWOOD_DEVICE static u32 row(u32 page, u32 position) { return (page << kShift) + (position & ((1u << kShift) - 1)); }
 };
 
 }  // namespace sapwood::kernel

@@ -13,16 +13,23 @@ struct MergeWeights {
 
     /// Takes over one logarithm a lane (-inf: no part, or an empty one) and returns its weight, relative to the new maximum. What
     /// was added up before is to be multiplied by `old`. `unit` makes a base-2 exponent of a difference of logarithms: taken before
-    /// that, the difference is exact where it matters and can overflow to -inf alone.
-    SAPWOOD_DEVICE f32 step(f32 logarithm, f32 unit, f32& old) {
+    /// that, the difference is exact where it matters and can overflow to -inf alone. With `halves`, half of the lanes look after
+    /// one row and half after another.
+    SAPWOOD_DEVICE f32 step(f32 logarithm, f32 unit, f32& old, bool halves = false) {
         f32 peak = logarithm;
-        SAPWOOD_UNROLL for (u32 mask = kLanes / 2; mask > 0; mask /= 2) peak = max_f32(peak, shfl_xor(peak, mask));
+        SAPWOOD_UNROLL for (u32 mask = kLanes / 2; mask > 0; mask /= 2) {
+            const f32 other = shfl_xor(peak, mask);
+            peak = halves && mask == kLanes / 2 ? peak : max_f32(peak, other);
+        }
         peak = max_f32(peak, maximum);
         const f32 base = peak == -infinity() ? 0.0f : peak;  // -inf - -inf would be NaN
         old = exp2_approx((maximum - base) * unit);
         const f32 weight = exp2_approx((logarithm - base) * unit);
         f32 total = weight;
-        SAPWOOD_UNROLL for (u32 mask = kLanes / 2; mask > 0; mask /= 2) total += shfl_xor(total, mask);
+        SAPWOOD_UNROLL for (u32 mask = kLanes / 2; mask > 0; mask /= 2) {
+            const f32 other = shfl_xor(total, mask);
+            total = halves && mask == kLanes / 2 ? total : total + other;
+        }
         sum = sum * old + total;
         maximum = peak;
         return weight;

@@ -344,5 +344,11 @@ SAPWOOD_DEVICE u32 atomic_add_relaxed(u32* p, u32 value) {
     asm volatile("atom.relaxed.gpu.global.add.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(value) : "memory");
     return old;
 }
+/// *p = *p >= limit ? 0 : *p + 1; the old value. A counter that is where it began after limit + 1 draws.
+SAPWOOD_DEVICE u32 atomic_inc_relaxed(u32* p, u32 limit) {
+    u32 old;
+    asm volatile("atom.relaxed.gpu.global.inc.u32 %0, [%1], %2;" : "=r"(old) : "l"(p), "r"(limit) : "memory");
+    return old;
+}
 
 }  // namespace sapwood::kernel

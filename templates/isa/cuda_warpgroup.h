@@ -20,6 +20,10 @@ SAPWOOD_DEVICE void tensor_load(u32 shared, const abi::TensorMap& map, u32 mbarr
         "l"(&map), "r"(mbarrier), "r"(0), "r"(row), "r"(head), "l"(kPolicy), "r"(panel)
         : "memory");
 }
+/// Before the first tensor_load, which would otherwise wait for the map as well.
+SAPWOOD_DEVICE void prefetch_tensor_map(const abi::TensorMap& map) {
+    asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
 /// That `bytes` of tensor_load are to be counted in this phase, before this thread arrives by other means.
 SAPWOOD_DEVICE void mbarrier_expect_bytes(u32 mbarrier, u32 bytes) {
     asm volatile("mbarrier.expect_tx.relaxed.cta.shared::cta.b64 [%0], %1;" ::"r"(mbarrier), "r"(bytes) : "memory");

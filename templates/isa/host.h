@@ -304,5 +304,13 @@ SAPWOOD_DEVICE u32 atomic_add_relaxed(u32* p, u32 value) {
     self->block->runtime->breathe(self);
     return __atomic_fetch_add(host_global<u32>(p, 4), value, __ATOMIC_RELAXED);
 }
+SAPWOOD_DEVICE u32 atomic_inc_relaxed(u32* p, u32 limit) {
+    HostThread* self = host_self();
+    self->block->runtime->breathe(self);
+    u32* counter = host_global<u32>(p, 4);
+    u32 old = __atomic_load_n(counter, __ATOMIC_RELAXED);
+    while (!__atomic_compare_exchange_n(counter, &old, old >= limit ? 0 : old + 1, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
+    return old;
+}
 
 }  // namespace sapwood::kernel

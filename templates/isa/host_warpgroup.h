@@ -5,6 +5,7 @@
 namespace sapwood::kernel {
 
 // --- copy engine -----------------------------------------------------------------------------------------------------
+inline void prefetch_tensor_map(const abi::TensorMap&) {}
 template <CacheHint>
 inline void tensor_load(u32 shared, const abi::TensorMap& words, u32, i32 row, u32 head, u32 first_panel = 0) {
     abi::HostTensorMap map;
