@@ -132,6 +132,7 @@ struct DecodeProducer : DecodeCopies<Traits> {
         this->send_empty(abi::StageKind::stop, tickets, merges);
         // The block's part in putting the other counter back is done here, off the compute warps' path.
         if (merges != 0 && warp == 0) {
+            warp_sync();  // lanes wait for stages each by itself
             named_sync(kMergeBarrier, Traits::kComputeThreads + 32);
             if (lane == 0) leave(params);
         }
@@ -139,7 +140,11 @@ struct DecodeProducer : DecodeCopies<Traits> {
     /// Until the item that begins at `first` has been started and the next stage is free. A block that drew again at once would
     /// take what is meant for one that is only just about to start: twice the time of an item.
     SAPWOOD_DEVICE void wait_for_room(const RingPosition<Traits::kStages>& first) {
-        if (item.tiles + 2 <= Traits::kStages) mbarrier_wait(shared.ring.empty(first.stage), first.parity);
+        if (item.tiles + 2 <= Traits::kStages) {  // or the ring has come round to it
+            auto again = first;
+            again.parity ^= 1;
+            shared.ring.wait_empty(again);
+        }
         shared.ring.wait_empty(at);
     }
     SAPWOOD_DEVICE u32 draw(u32 base, u32 limit) const { return base + atomic_inc_relaxed(&params.counters->ticket, limit); }
