@@ -88,11 +88,12 @@ struct alignas(8) BlockTurns {
 /// Before the backward pass: row sums, and sums set to zero. Arrays by row are [q_heads, row_tiles * kRowTile].
 struct BackwardPrepareParams {
     Tensor out, dout;
-    const float* lse;         // [q_heads, rows]
-    const float* dlse;        // the same; may be null
-    float* lse_log2;          // base-2 logarithm; +inf for a row that sees nothing, and behind the last row
-    float* row_sums;          // sum of out * dout, less dlse
-    float* dq_sums;           // [q_heads, row_tiles, kRowTile * head_dim], zeroed
+    const float* lse;               // [q_heads, rows]
+    const float* dlse;              // the same; may be null
+    float* lse_log2;                // base-2 logarithm; +inf for a row that sees nothing, and behind the last row
+    float* row_sums;                // sum of out * dout, less dlse
+    float* dq_sums;                 // [q_heads, row_tiles, kRowTile * head_dim], zeroed
+    const unsigned* row_additions;  // to a row tile, in all; not null: sums are zeroed only where there are none
     float* kv_sums;           // [slots, kv_heads, keys of a block * (head_dim + head_dim_v)], then BackwardParams::arrivals; zeroed
     long long kv_sums_count;  // of both, in words
     int rows;
@@ -112,7 +113,8 @@ struct BackwardParams {
     const KeyRun* runs;
     const BlockTurns* block_turns;  // these three are null where it is not
     const unsigned* turns;          // additions to a row tile before that of this block, by block and tile; of any head
-    unsigned* arrivals;             // additions so far: to the tiles of dq_sums, then to those of kv_sums
+    unsigned* arrivals;             // additions so far: to the tiles of dq_sums; then, in a fixed order, to those of kv_sums, else
+                                    // who makes the first to each tile of dq_sums
     Counters* counters;
     int rows, keys;
     unsigned row_tiles;
@@ -148,8 +150,9 @@ inline constexpr int kNoLow = 0x7fffffff, kNoHigh = -0x7fffffff - 1;
 struct ArrayBoundsParams {
     const int* values;
     Bounds* bounds;
-    unsigned count;  // of values
-    unsigned unit;   // values a bound, a multiple of 32
+    unsigned count;   // of values
+    unsigned unit;    // values a bound, a multiple of 32
+    unsigned* zeros;  // as many words as there are bounds are set to zero; may be null
 };
 
 /// What is known of a block of a pack with arrays before the arrays are: its runs, how many spans it has room for and, of keys, the
@@ -182,6 +185,7 @@ struct BackwardTilesParams {
     const ArrayBlock* blocks;
     KeyBlock* key_blocks;
     RowSpan* spans;
+    unsigned* row_additions;  // as in BackwardPrepareParams, counted up from zero
     unsigned key_block_count;
 };
 

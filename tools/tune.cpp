@@ -7,7 +7,7 @@
 #include <set>
 
 #include "cuda/device.h"
-#include "plan/order.h"
+#include "plan/decode_plan.h"
 #include "plan/tiles.h"
 #include "tune/config_fields.h"
 
@@ -121,12 +121,18 @@ JobList tune_jobs(const TuneArgs& args) {
             }
             TuneJob job = {.spec = spec, .variant = variant, .title = spec.name + " " + variant.to_string()};
             const bool runs = args.filter.runs && variant.layout == support::Layout::contiguous && variant.page_size == 1;
+            // Drafts ask for a kernel with masks.
             job.problem = complete({.q_heads = variant.q_heads,
                                     .kv_heads = variant.kv_heads,
                                     .head_dim = variant.head_dim,
+                                    .head_dim_v = spec.head_dim_v,
                                     .dtype = variant.dtype,
                                     .kv_dtype = variant.kv_dtype,
-                                    .page_size = runs ? 0 : variant.page_size});
+                                    .page_size = runs ? 0 : variant.page_size,
+                                    .scale = spec.scale,
+                                    .softcap = spec.softcap,
+                                    .mask = spec.mask},
+                                   order);
             job.runs = runs;
             job.sizes = tune::sizes_of(job.problem, order);
             job.bucket = tune::bucket_of(job.problem, job.sizes);

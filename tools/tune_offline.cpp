@@ -108,7 +108,7 @@ int tune_offline(const TuneArgs& args) {
         outcome.report.list = set.list.to_string();
         outcome.report.floor_us = set.floor_us;
         outcome.report.default_config = set.all.front().config;
-        outcome.report.model_choice = outcome.report.best = outcome.chosen = set.all[set.model_choice].config;
+        outcome.report.model_choice = outcome.report.best = outcome.chosen = set.all[tune::least_cost(set.all)].config;
         std::vector<const TuneCandidate*> rows;
         nlohmann::json line = {{"case", job.title},
                                {"bucket", outcome.report.bucket},

@@ -24,6 +24,7 @@ BackwardBuffers::BackwardBuffers(std::shared_ptr<Memory> memory, const PackedBac
     const std::size_t kv_sums = layout.place<float>(plan.kv_sums() + plan.arrivals());
     const std::size_t block_turns = layout.place<abi::BlockTurns>(std::ssize(plan.list.block_turns));
     const std::size_t turns = layout.place<std::uint32_t>(std::ssize(plan.list.turns));
+    const std::size_t additions = layout.place<std::uint32_t>(plan.row_tiles());
     const std::size_t array_blocks = layout.place<abi::ArrayBlock>(std::ssize(plan.arrays.blocks));
     const std::size_t bounds = layout.place<abi::Bounds>(plan.arrays.bounds);
     block_ = memory_->allocate(layout.bytes());
@@ -46,8 +47,10 @@ BackwardBuffers::BackwardBuffers(std::shared_ptr<Memory> memory, const PackedBac
     if (plan.options.deterministic) {
         main.block_turns = static_cast<abi::BlockTurns*>(at(block_turns));
         main.turns = static_cast<std::uint32_t*>(at(turns));
-        main.arrivals = reinterpret_cast<std::uint32_t*>(main.kv_sums + plan.kv_sums());
     }
+    main.arrivals = reinterpret_cast<std::uint32_t*>(main.kv_sums + plan.kv_sums());
+    auto* const row_additions = static_cast<std::uint32_t*>(at(additions));
+    if (plan.writes_first()) base_.prepare.row_additions = row_additions;
     base_.prepare.rows = base_.finish.rows = static_cast<int>(plan.info.rows);
     main.rows = static_cast<int>(plan.info.rows), main.keys = static_cast<int>(plan.info.keys);
     main.row_tiles = base_.prepare.row_tiles = base_.finish.row_tiles = static_cast<unsigned>(plan.row_tiles());
@@ -61,12 +64,14 @@ BackwardBuffers::BackwardBuffers(std::shared_ptr<Memory> memory, const PackedBac
     base_.bounds.bounds = static_cast<abi::Bounds*>(at(bounds));
     base_.bounds.count = static_cast<unsigned>(plan.info.rows);
     base_.bounds.unit = abi::kRowTile;
+    base_.bounds.zeros = row_additions;  // a bound for each row tile
     base_.tiles = {.end_k = nullptr,
                    .bounds = base_.bounds.bounds,
                    .runs = main.runs,
                    .blocks = static_cast<abi::ArrayBlock*>(at(array_blocks)),
                    .key_blocks = static_cast<abi::KeyBlock*>(at(blocks)),
                    .spans = static_cast<abi::RowSpan*>(at(spans)),
+                   .row_additions = row_additions,
                    .key_block_count = main.key_block_count};
 }
 
@@ -81,6 +86,7 @@ void BackwardBuffers::upload(const PackedBackwardPlan::Impl& plan, void* stream)
     copy(base_.main.runs, plan.list.runs);
     copy(base_.main.block_turns, plan.list.block_turns);
     copy(base_.main.turns, plan.list.turns);
+    if (!plan.arrays.present) copy(base_.tiles.row_additions, plan.list.row_additions);
     copy(base_.tiles.blocks, plan.arrays.blocks);
     copy(base_.finish.key_slots, plan.list.slots);
     uploaded_ = true;

@@ -2,6 +2,7 @@
 #include "plan/backward_list.h"
 
 #include <algorithm>
+#include <numeric>
 
 namespace sapwood {
 namespace {
@@ -46,7 +47,8 @@ void BackwardList::build(const Pack& pack, std::int32_t block_keys, const Longes
         unsorted_.push_back({begin, static_cast<unsigned short>(end - begin), abi::KeyBlock::kNoSlot, first_span,
                              static_cast<unsigned>(tiles - before)});
     }
-    const std::int64_t limit = std::max<std::int64_t>(1, longest(tiles));
+    count_additions();
+    const std::int64_t limit = std::max<std::int64_t>(1, longest(unsorted_, tiles));
     if (by_rows) return order_by_rows(limit);
     cut(limit, [&](std::size_t block, std::vector<unsigned>& ends) {
         const std::int64_t all_tiles = unsorted_[block].tiles, parts = (all_tiles + limit - 1) / limit;
@@ -97,6 +99,18 @@ void BackwardList::emit(std::int32_t first_tile, std::int32_t end_tile, bool who
         if (!whole) partial_tiles += count;
         tile += count;
     }
+}
+
+/// Parts have the tiles of their block among them, so that cutting changes nothing.
+void BackwardList::count_additions() {
+    row_additions.assign(static_cast<std::size_t>(row_tiles_) + 1, 0);
+    for (const abi::RowSpan& span : spans) {  // wraps around below zero and back
+        const auto tile = static_cast<std::size_t>(span.row_begin / kTile);
+        ++row_additions[tile];
+        --row_additions[tile + span.tiles];
+    }
+    std::partial_sum(row_additions.begin(), row_additions.end(), row_additions.begin());
+    row_additions.pop_back();
 }
 
 void BackwardList::cut(std::int64_t limit, const PartEnds& part_ends) {

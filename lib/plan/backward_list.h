@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <vector>
 
 #include "packed_abi.h"
@@ -21,10 +22,11 @@ struct BackwardList {
     // Once turns are numbered: of each block where its own begin, and one for each of its tiles.
     std::vector<abi::BlockTurns> block_turns;
     std::vector<std::uint32_t> turns;
+    std::vector<std::uint32_t> row_additions;  // to the dQ of a row tile, as many as blocks have it
     std::int64_t tiles = 0, partial_tiles = 0;
 
-    /// Of a block's longest part, in tiles, given those of all blocks.
-    using Longest = std::function<std::int64_t(std::int64_t tiles)>;
+    /// Of a block's longest part, in tiles, given all blocks and their tiles in all.
+    using Longest = std::function<std::int64_t(std::span<const abi::KeyBlock> blocks, std::int64_t tiles)>;
     /// Rebuilds everything; keeps the vectors' memory. Long blocks are cut into parts: the keys of a prompt are seen by every
     /// response, and one block would still be at them when all else is done.
     void build(const Pack& pack, std::int32_t block_keys, const Longest& longest, bool by_rows = false);
@@ -34,7 +36,8 @@ struct BackwardList {
     std::int64_t bytes() const {
         return static_cast<std::int64_t>(blocks.size() * sizeof(abi::KeyBlock) + spans.size() * sizeof(abi::RowSpan) +
                                          runs.size() * sizeof(abi::KeyRun) + slots.size() * sizeof(abi::KeySlot) +
-                                         block_turns.size() * sizeof(abi::BlockTurns) + turns.size() * sizeof(turns[0]));
+                                         block_turns.size() * sizeof(abi::BlockTurns) + turns.size() * sizeof(turns[0]) +
+                                         row_additions.size() * sizeof(row_additions[0]));
     }
 
 private:
@@ -45,6 +48,7 @@ private:
     };
     void cover(std::int32_t whole_begin, std::int32_t whole_end);
     void emit(std::int32_t first_tile, std::int32_t end_tile, bool whole);
+    void count_additions();
 
     /// Of a block that is too long, given its index: where its parts end, in tiles.
     using PartEnds = std::function<void(std::size_t block, std::vector<unsigned>& ends)>;

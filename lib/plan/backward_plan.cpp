@@ -4,6 +4,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "plan/backward_balance.h"
 #include "plan/backward_tiles.h"
 #include "plan/packed_plan.h"
 #include "plan/packed_tiles.h"
@@ -89,18 +90,19 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
                 std::to_string(problem.head_dim) + " and " + std::to_string(problem.head_dim_v) + " on " + limits.target +
                 " take " + plan->config.to_string() + ". Give the trees as segments (Pack::from_segments)");
     const int resident = limits.sms * plan->config.blocks;
-    const auto build = [&](bool by_rows) {
-        plan->list.build(
-            pack, plan->config.block_kv,
-            [&](std::int64_t tiles) {
-                return by_rows ? longest_part_by_rows(tiles, problem, resident)
-                               : longest_part(tiles, problem, resident, pack.dfs_arrays());
-            },
-            by_rows);
-    };
     // What a KV head's blocks share in L2: Q, dO and the sums of dQ of its query heads.
     const std::int64_t head_bytes =
         pack.rows() * (problem.q_heads / problem.kv_heads) * (2 * problem.head_dim_v + 6 * problem.head_dim);
+    const auto build = [&](bool by_rows) {
+        plan->list.build(
+            pack, plan->config.block_kv,
+            [&](std::span<const abi::KeyBlock> blocks, std::int64_t tiles) {
+                if (by_rows) return longest_part_by_rows(tiles, problem, resident);
+                const std::int64_t rule = longest_part(tiles, problem, resident, pack.dfs_arrays());
+                return pack.dfs_arrays() ? rule : BackwardBalance(problem, head_bytes, resident).choose(blocks, rule);
+            },
+            by_rows);
+    };
     bool by_rows = options.deterministic;
     build(by_rows);
     // What comes of arrays is known on the device alone: neither which blocks are short nor which rows they share.

@@ -31,10 +31,15 @@ struct PackedBackwardPlan::Impl {
         return static_cast<std::int64_t>(list.slots.size()) * problem.kv_heads * config.block_kv *
                (problem.head_dim + problem.head_dim_v);
     }
-    /// Counters of a fixed order, 32-bit words behind them: of the tiles of dQ, then of those sums. A multiple of four.
+    /// Whether the first addition to a tile of dQ is a plain write, so that its sums need no zeros.
+    bool writes_first() const { return config.mainloop == Mainloop::wgmma; }
+    /// Counters behind those sums, 32-bit words: of the tiles of dQ; then of kv_sums in a fixed order, else the tiles' claims. A
+    /// multiple of four.
     std::int64_t arrivals() const {
-        const std::int64_t count = row_tiles() * problem.q_heads + static_cast<std::int64_t>(list.slots.size()) * problem.kv_heads;
-        return options.deterministic ? (count + 3) / 4 * 4 : 0;
+        const std::int64_t row_sums = row_tiles() * problem.q_heads;
+        const std::int64_t others =
+            options.deterministic ? static_cast<std::int64_t>(list.slots.size()) * problem.kv_heads : row_sums;
+        return writes_first() ? (row_sums + others + 3) / 4 * 4 : 0;
     }
     std::int64_t row_tiles() const { return (info.rows + abi::kRowTile - 1) / abi::kRowTile; }
 };

@@ -118,25 +118,29 @@ void WorkList::emit_item(const ForestOrder& order, std::span<const Run> runs, co
     const std::int32_t group = input.group, unit_rows = input.unit_rows;
     const std::int64_t turn = unit_rows > 16 ? static_cast<std::int64_t>(in_tile) : kPair;
     const bool one_unit = (end - begin) * group <= unit_rows;
-    for (Stream& stream : streams_) stream.runs.clear(), stream.run = 0, stream.chunk = 0;
+    for (Stream& stream : streams_) stream.runs.clear(), stream.run = 0, stream.chunk = 0, stream.left = 0;
     std::int64_t everyones = 0, own = 0;  // chunks
     for (const Run& run : runs) {
         const ForestOrder::Entry& entry = order.entries[run.entry];
         const bool narrow = !one_unit && (run.request_end - run.request_begin) * group <= unit_rows;
         const std::size_t queue = static_cast<std::size_t>((run.request_begin - begin) * group / unit_rows) % kQueues;
         const bool shared = !narrow && (entry.request_begin < run.request_begin || entry.request_end > run.request_end);
-        streams_[shared ? kShared : narrow ? kNarrow + queue : kOwn].runs.push_back(&run);
+        Stream& stream = streams_[shared ? kShared : narrow ? kNarrow + queue : kOwn];
+        if (stream.runs.empty()) stream.left = chunks_of(run.tokens);
+        stream.runs.push_back(&run);
         (shared ? everyones : own) += chunks_of(run.tokens);
     }
     const auto take = [&](Stream& stream, std::int64_t room) {
         const std::int64_t asked = room;
-        while (room > 0 && stream.run < stream.runs.size()) {
-            const Run& run = *stream.runs[stream.run];
-            const std::int64_t count = std::min(room, chunks_of(run.tokens) - stream.chunk);
-            emit_run(order, run, stream.chunk, count, begin, group);
-            stream.chunk += count;
+        while (room > 0 && stream.left > 0) {
+            const std::int64_t count = std::min(room, stream.left);
+            emit_run(order, *stream.runs[stream.run], stream.chunk, count, begin, group);
             room -= count;
-            if (stream.chunk == chunks_of(run.tokens)) ++stream.run, stream.chunk = 0;
+            stream.chunk += count;
+            stream.left -= count;
+            if (stream.left > 0 || ++stream.run == stream.runs.size()) continue;
+            stream.chunk = 0;
+            stream.left = chunks_of(stream.runs[stream.run]->tokens);
         }
         return asked - room;
     };
@@ -152,6 +156,7 @@ void WorkList::emit_item(const ForestOrder& order, std::span<const Run> runs, co
         } else if (const std::int64_t taken = take(streams_[kOwn], alone ? own : step - (written & (step - 1))); taken > 0) {
             own_done += taken;
         } else {
+            while (streams_[kNarrow + queue].left == 0) queue = (queue + 1) % kQueues;
             own_done += take(streams_[kNarrow + queue], turn - (written & (turn - 1)));
             queue = (queue + 1) % kQueues;
         }

@@ -128,7 +128,7 @@ private:
     struct Stream {  // runs of one item, written in order, and where the next chunk comes from
         std::vector<const Run*> runs;
         std::size_t run = 0;
-        std::int64_t chunk = 0;
+        std::int64_t chunk = 0, left = 0;  // in that run; left = 0: no run is left
     };
     static constexpr std::size_t kQueues = 8;  // row blocks of a work item
     static constexpr std::size_t kShared = 0, kOwn = 1, kNarrow = 2;

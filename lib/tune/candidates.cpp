@@ -7,22 +7,13 @@
 #include "base/error.h"
 #include "plan/tiles.h"
 #include "tune/config_fields.h"
+#include "tune/cost.h"
 #include "tune/prune.h"
 
 namespace sapwood::tune {
 namespace {
 
 constexpr double kBytesPerMicrosecond = 3.0e6;  // the planner's
-// From launch to the first tile in use: parameters, item, chunk, page and copy are dependent trips to memory; then the results'
-// way out (docs/performance.md).
-constexpr double kStartMicroseconds = 4.0;
-// Bytes that an SM must keep in flight to stream at its share of the bandwidth: 23 GB/s a SM at about 1.6 us under load.
-constexpr double kInFlight = 40e3;
-// The planner's arithmetic is that of eight warps; four, one a scheduler, take in proportion: nothing hides the chain of products,
-// maximum and exponentials.
-constexpr double kFourWarps = 1.6;
-// Adding up eight warps' results of one row block at the end of an item; with four half as many.
-constexpr double kScratchMergeMicroseconds = 0.7;
 
 /// Same bytes, same work: FNV-1a over the lists.
 std::uint64_t fingerprint(const WorkList& list) {
@@ -58,27 +49,6 @@ std::vector<std::size_t> CandidateSet::alive() const {
     for (std::size_t i = 0; i < all.size(); ++i)
         if (all[i].status == "ok") indices.push_back(i);
     return indices;
-}
-
-double model_cost_us(const DecodeProblem& problem, const DecodePlan::Impl& plan, const DeviceFacts& device,
-                     TuneCandidate& candidate) {
-    const DecodeConfig& config = plan.config;
-    const double token_bytes = cost_model(problem, config).token_bytes;
-    // Units of rows that see each chunk: what compute warps work on at once.
-    const SplitInput input = plan.split_input();
-    double units = 0;
-    for (const abi::Chunk& chunk : plan.list.chunks)
-        if (chunk.row_end > chunk.row_begin)
-            units += (chunk.row_end + input.unit_rows - 1) / input.unit_rows - chunk.row_begin / input.unit_rows;
-    const double unit_bytes = chunk_cost(cost_model(problem, config), input).unit;  // of one SM's share of the bandwidth
-    candidate.arithmetic_us = units * problem.kv_heads * unit_bytes / kBytesPerMicrosecond * (config.warps >= 8 ? 1.0 : kFourWarps);
-    // A stage is in use, the others are on their way.
-    const double tile = config.block_kv * token_bytes;
-    const double in_flight = tile * (config.stages - 1) * config.blocks;
-    const double stream = candidate.model_us * std::max(1.0, kInFlight / in_flight);
-    const double first_tile = tile * device.limits.sms * config.blocks / kBytesPerMicrosecond / 2;
-    const double scratch = config.warps >= 8 ? kScratchMergeMicroseconds : kScratchMergeMicroseconds / 2;
-    return std::max(stream, candidate.arithmetic_us) + kStartMicroseconds + first_tile + scratch;
 }
 
 CandidateSet find_candidates(const DecodeProblem& problem, const Forest& forest, const ForestOrder& order,
@@ -123,7 +93,9 @@ CandidateSet find_candidates(const DecodeProblem& problem, const Forest& forest,
         candidate.partial_rows = plan->info.partial_rows;
         candidate.model_us = plan->info.model_us;
         set.floor_us = static_cast<double>(plan->info.hbm_bytes) / kBytesPerMicrosecond;
-        candidate.cost_us = model_cost_us(problem, *plan, device, candidate);
+        const PlanCost cost = launch_cost(*plan);
+        candidate.arithmetic_us = cost.arithmetic_us;
+        candidate.cost_us = cost.us;
         if (options.cost) candidate.cost_us = options.cost(candidate);
         prints[i] = fingerprint(plan->list);
         for (std::size_t j = 0; j < i; ++j) {
@@ -141,7 +113,6 @@ CandidateSet find_candidates(const DecodeProblem& problem, const Forest& forest,
     std::vector<std::size_t> ranked = set.alive();
     std::stable_sort(ranked.begin(), ranked.end(),
                      [&](std::size_t a, std::size_t b) { return set.all[a].cost_us < set.all[b].cost_us; });
-    if (!ranked.empty()) set.model_choice = ranked.front();
     if (options.exhaustive) return set;
     // The model tells plans apart better than kernels: the first of each kernel is measured whatever its place.
     std::vector<std::size_t> kept;

@@ -16,16 +16,11 @@ namespace sapwood::tune {
 struct CandidateSet {
     ListMatch list{};
     std::vector<TuneCandidate> all;  // the default first, then in the order of preference; those ruled out say why
-    std::size_t model_choice = 0;    // of least cost
     double floor_us = 0;
 
     /// Still in the race.
     std::vector<std::size_t> alive() const;
 };
-
-/// What the cost model adds to the planner's: see candidates.cpp.
-double model_cost_us(const DecodeProblem& problem, const DecodePlan::Impl& plan, const DeviceFacts& device,
-                     TuneCandidate& candidate);
 
 /// `problem` is complete. `wanted`: configurations measured whatever their rank (bests of neighbouring buckets and of older
 /// records).

@@ -91,8 +91,6 @@ CandidateSet find_packed_candidates(const PackedProblem& problem, const Pack& pa
         if (i == 0 || !options.prune) continue;
         if (std::string reason = options.prune(candidate); !reason.empty()) drop(candidate, "pruned:caller", std::move(reason));
     }
-    for (const std::size_t i : set.alive())
-        if (set.all[i].cost_us < set.all[set.model_choice].cost_us) set.model_choice = i;
     return set;
 }
 

@@ -2,6 +2,7 @@
 #include "tune/prune.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "plan/tiles.h"
 
@@ -68,6 +69,17 @@ void drop(TuneCandidate& candidate, const char* status, std::string reason) {
     if (candidate.status != "ok") return;
     candidate.status = status;
     candidate.reason = std::move(reason);
+}
+
+std::size_t least_cost(std::span<const TuneCandidate> candidates) {
+    std::size_t best = 0;
+    double least = std::numeric_limits<double>::infinity();
+    for (std::size_t i = 0; i < candidates.size(); ++i) {
+        const TuneCandidate& c = candidates[i];
+        if (c.status.starts_with("pruned:") || c.status == "build-failed" || c.cost_us >= least) continue;
+        best = i, least = c.cost_us;
+    }
+    return best;
 }
 
 void drop_spilling(std::span<TuneCandidate> candidates) {

@@ -21,6 +21,10 @@ int blocks_per_sm(const DeviceFacts& device, int threads, int registers, int sha
 /// Gives a candidate that is still to be measured the status and reason for which it is not.
 void drop(TuneCandidate& candidate, const char* status, std::string reason);
 
+/// Index of the least cost_us among candidates that nothing short of running them rules out: the choice without measuring, as far
+/// as is known (before and after compiling). 0 if there is none.
+std::size_t least_cost(std::span<const TuneCandidate> candidates);
+
 /// Spilling candidates are dropped unless all of `candidates` that are left spill.
 void drop_spilling(std::span<TuneCandidate> candidates);
 

@@ -273,11 +273,10 @@ TuneReport search(CandidateSet set, Measurer& measurer, const DeviceFacts& devic
                   std::span<const TuneCandidate> known) {
     const std::string list = set.list.to_string();
     const double floor_us = set.floor_us;
-    const DecodeConfig model_choice = set.all[set.model_choice].config;
     TuneReport report = Search(std::move(set), measurer, device, options).run(known);
     report.list = list;
     report.floor_us = floor_us;
-    report.model_choice = model_choice;
+    report.model_choice = report.candidates[least_cost(report.candidates)].config;
     return report;
 }
 

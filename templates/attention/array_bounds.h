@@ -38,7 +38,9 @@ SAPWOOD_DEVICE void array_bounds(const abi::ArrayBoundsParams& params) {
     for (u32 u = block_id() * kArrayWarps + warp_id(); u < units; u += grid_size() * kArrayWarps) {
         const u32 begin = u * params.unit, end = min_u32(begin + params.unit, params.count);
         const abi::Bounds bounds = bounds_of(params.values, static_cast<i32>(begin), static_cast<i32>(end));
-        if (lane_id() == 0) store_8(params.bounds + u, static_cast<u32>(bounds.low), static_cast<u32>(bounds.high));
+        if (lane_id() != 0) continue;
+        store_8(params.bounds + u, static_cast<u32>(bounds.low), static_cast<u32>(bounds.high));
+        if (params.zeros != nullptr) store_4(params.zeros + u, 0);
     }
 }
 

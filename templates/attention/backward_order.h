@@ -2,6 +2,7 @@
 // In which order the backward kernel's blocks add to sums that they share: as they come, or as the plan has numbered them. With a
 // fixed order an addition waits until as many have been made to its sums as the plan counts before it. All of those belong to
 // earlier tickets, and tickets are drawn in order by blocks that run: the earliest ticket at work waits for nobody.
+// Whatever the order, the first addition to a tile of dQ is a plain write, so that nobody has to set its sums to zero.
 #pragma once
 
 #include "attention/backward_traits.h"
@@ -10,20 +11,40 @@
 
 namespace sapwood::kernel {
 
+/// Additions so far to a tile of dQ, as they come only the first; who is to make that; additions to dK and dV of a slot.
+SAPWOOD_DEVICE u32* tile_arrivals(const abi::BackwardParams& params, u32 target) { return params.arrivals + target; }
+SAPWOOD_DEVICE u32* tile_claims(const abi::BackwardParams& params, u32 target) {
+    return params.arrivals + params.kv_heads * params.group * params.row_tiles + target;
+}
+SAPWOOD_DEVICE u32* slot_arrivals(const abi::BackwardParams& params, u32 slot, u32 kv_head) {
+    return params.arrivals + params.kv_heads * params.group * params.row_tiles + slot * params.kv_heads + kv_head;
+}
+
+/// await: until a tile of dQ may be added to; whether this is the first time.
 struct AnyOrder {
     static constexpr bool kFixed = false;
     using Tickets = kernel::Tickets;
+
+    /// Who claims a tile is at work on it and waits only for what was claimed before, so nobody waits for ever.
+    SAPWOOD_DEVICE static bool await(const abi::BackwardParams& params, u32 target, u32) {
+        const u32* arrivals = tile_arrivals(params, target);
+        if (load_acquire(arrivals) != 0) return false;
+        if (atomic_add_relaxed(tile_claims(params, target), 1) == 0) return true;
+        while (load_acquire(arrivals) == 0) {}
+        return false;
+    }
 };
 struct FixedOrder {
     static constexpr bool kFixed = true;
     using Tickets = TicketsInOrder;
-};
 
-/// Additions so far to a tile of dQ, and to dK and dV of a slot.
-SAPWOOD_DEVICE u32* tile_arrivals(const abi::BackwardParams& params, u32 target) { return params.arrivals + target; }
-SAPWOOD_DEVICE u32* slot_arrivals(const abi::BackwardParams& params, u32 slot, u32 kv_head) {
-    return params.arrivals + params.kv_heads * params.group * params.row_tiles + slot * params.kv_heads + kv_head;
-}
+    SAPWOOD_DEVICE static bool await(const abi::BackwardParams& params, u32 target, u32 turn) {
+        const u32 number = load_readonly_4(params.turns + turn);
+        const u32* arrivals = tile_arrivals(params, target);
+        while (load_acquire(arrivals) != number) {}
+        return number == 0;
+    }
+};
 
 /// A thread of its own waits for the turns, a tile of dQ ahead of the thread that adds, which so loses no time where a turn has
 /// come, as it nearly always has.
@@ -39,14 +60,14 @@ struct BackwardTurns {
         for (;; at.advance(), turn.advance()) {
             shared.queries.wait_full(at);
             const TileHeader& tile = shared.header(at.stage);
-            const u32 head = tile.head, row = static_cast<u32>(tile.begin), turn_at = shared.turn(at.stage);
+            const u32 head = tile.head, row_tile = static_cast<u32>(tile.begin) / Traits::kRows,
+                      number = Traits::Order::kFixed ? shared.turn(at.stage) : 0;
             mbarrier_arrive(shared.queries.empty(at.stage));
             if (head == BackwardShared<Traits>::kNoTarget) return;
-            const u32 number = load_readonly_4(params.turns + turn_at);
-            const u32* arrivals = tile_arrivals(params, head * params.row_tiles + row / Traits::kRows);
-            while (load_acquire(arrivals) != number) {}
+            const bool first = Traits::Order::await(params, head * params.row_tiles + row_tile, number);
             fence_async_proxy_global();
             shared.turns.wait_empty(turn);
+            shared.is_first() = first ? 1 : 0;
             mbarrier_arrive(shared.turns.full(0));
         }
     }

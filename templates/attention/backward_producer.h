@@ -97,11 +97,9 @@ struct BackwardProducer {
         shared.items.wait_empty(item);
         shared.item(item.stage) = {0, 0, 0, BackwardItem::kStop};
         mbarrier_arrive_bytes(shared.items.full(item.stage), 0);
-        if constexpr (Traits::Order::kFixed) {
-            shared.queries.wait_empty(at);
-            shared.header(at.stage).head = BackwardShared<Traits>::kNoTarget;
-            mbarrier_arrive_bytes(shared.queries.full(at.stage), 0);
-        }
+        shared.queries.wait_empty(at);
+        shared.header(at.stage).head = BackwardShared<Traits>::kNoTarget;
+        mbarrier_arrive_bytes(shared.queries.full(at.stage), 0);
         tickets.leave();
     }
 };

@@ -16,7 +16,7 @@ SAPWOOD_DEVICE void each_piece(u32 firsts, u32 seconds, u32 heads, u32 warps, co
         visit(i / heads / seconds, i / heads % seconds, i % heads);
 }
 
-/// Eight rows of one head: row sums, and sums set to zero.
+/// Eight rows of one head: row sums, and sums of dQ set to zero unless the backward kernel does without.
 template <class Config>
 SAPWOOD_DEVICE void prepare_rows(const abi::BackwardPrepareParams& params, u32 row_begin, u32 head) {
     constexpr u32 kVectors = Config::kHeadDimV / 8;                       // of a row, 16 bytes each
@@ -38,8 +38,10 @@ SAPWOOD_DEVICE void prepare_rows(const abi::BackwardPrepareParams& params, u32 r
         }
     }
     const u64 padded = static_cast<u64>(head) * params.row_tiles * abi::kRowTile + row_begin;
-    f32* zero = params.dq_sums + padded * Config::kHeadDim;
-    SAPWOOD_UNROLL for (u32 i = 0; i < 8 * Config::kHeadDim; i += 128) store_16(zero + i + lane * 4, 0, 0, 0, 0);
+    if (params.row_additions == nullptr || load_earlier_4(params.row_additions + row_begin / abi::kRowTile) == 0) {
+        f32* zero = params.dq_sums + padded * Config::kHeadDim;
+        SAPWOOD_UNROLL for (u32 i = 0; i < 8 * Config::kHeadDim; i += 128) store_16(zero + i + lane * 4, 0, 0, 0, 0);
+    }
     SAPWOOD_UNROLL for (u32 i = 0; i < kSteps; ++i) {
         const u32 a[4] = {out[i].x, out[i].y, out[i].z, out[i].w}, b[4] = {dout[i].x, dout[i].y, dout[i].z, dout[i].w};
         f32 sum = 0;

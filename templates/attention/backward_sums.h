@@ -8,39 +8,47 @@ namespace sapwood::kernel {
 
 template <class Traits>
 struct BackwardSums {
+    using Shared = BackwardShared<Traits>;
     static constexpr u32 kTile = Traits::kRows * Traits::kHeadDim;
     const abi::BackwardParams& params;
-    const BackwardShared<Traits>& shared;
+    const Shared& shared;
 
     /// Two halves at a time, a warpgroup's each.
     SAPWOOD_DEVICE void run() const {
         wait_for_earlier_kernels();
         RingPosition<1> sum;
         for (;; sum.advance()) {
-            u32 target = 0;
-            for (u32 w = 0; w < 2; ++w) {
-                shared.sums(w).wait_full(sum);
-                target = shared.target(w);
-                if (target == BackwardShared<Traits>::kNoTarget) {
-                    bulk_wait();
-                    return;
-                }
-                if (Traits::Order::kFixed && w == 0) shared.turns.wait_full(sum);
-                bulk_reduce_add(params.dq_sums + static_cast<u64>(target) * kTile + w * (kTile / 2), shared.sum(w),
-                                Traits::kSumBytes);
-                bulk_commit();
-            }
+            shared.sums(0).wait_full(sum);
+            const u32 target = shared.target(0);
+            if (target == Shared::kNoTarget) break;
+            shared.turns.wait_full(sum);
+            const bool first = shared.is_first() != 0;
+            mbarrier_arrive(shared.turns.empty(0));
+            send(target, 0, first);
+            shared.sums(1).wait_full(sum);
+            send(target, 1, first);
             bulk_wait_read<1>();
             mbarrier_arrive(shared.sums(0).empty(0));
             bulk_wait_read<0>();
             mbarrier_arrive(shared.sums(1).empty(0));
-            if constexpr (Traits::Order::kFixed) {
+            if (first || Traits::Order::kFixed) {  // others wait for it
                 bulk_wait();
                 fence_async_proxy_global();
                 atomic_add_release(tile_arrivals(params, target), 1);
-                mbarrier_arrive(shared.turns.empty(0));
             }
         }
+        bulk_wait();
+    }
+
+private:
+    SAPWOOD_DEVICE void send(u32 target, u32 w, bool first) const {
+        f32* to = params.dq_sums + static_cast<u64>(target) * kTile + w * (kTile / 2);
+        if (first) {
+            bulk_store(to, shared.sum(w), Traits::kSumBytes);
+        } else {
+            bulk_reduce_add(to, shared.sum(w), Traits::kSumBytes);
+        }
+        bulk_commit();
     }
 };
 

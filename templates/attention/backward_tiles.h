@@ -40,6 +40,15 @@ struct BackwardTiles {
         spans.finish();
         return spans.tiles;
     }
+    /// What the block adds to, once make() is done.
+    SAPWOOD_DEVICE void count_additions() const {
+        warp_sync();  // lane 0 has written the spans
+        for (u32 s = 0; s < spans.begun; ++s) {
+            const U32x4 span = load_earlier_16(spans.to + s);
+            u32* additions = params.row_additions + span.x / abi::kRowTile;
+            for (u32 tile = lane_id(); tile < span.y; tile += 32) atomic_add_relaxed(additions + tile, 1);
+        }
+    }
 
 private:
     /// Rows [begin, end) see some of the block's keys in a run, those of [whole_begin, whole_end) all of these.
@@ -97,7 +106,9 @@ SAPWOOD_DEVICE void backward_tiles(const abi::BackwardTilesParams& params) {
     let_later_kernels_start();
     wait_for_earlier_kernels();
     for (u32 b = block_id() * kArrayWarps + warp_id(); b < params.key_block_count; b += grid_size() * kArrayWarps) {
-        const u32 tiles = BackwardTiles(params, params.blocks[b], load_earlier_16(params.key_blocks + b)).make();
+        BackwardTiles list(params, params.blocks[b], load_earlier_16(params.key_blocks + b));
+        const u32 tiles = list.make();
+        list.count_additions();
         if (lane_id() == 0) store_4(&params.key_blocks[b].tiles, tiles);
     }
 }

@@ -63,7 +63,7 @@ struct BackwardShared {
     Ring<Traits::kItems> items;  // K and the item
     Ring<1> values;
     Ring<Traits::kStages> queries, douts;
-    Ring<1> turns;  // in a fixed order: that of the next tile of dQ has come
+    Ring<1> turns;  // that of the next tile of dQ has come
 
     SAPWOOD_DEVICE BackwardShared()
         : base(shared_memory()),
@@ -111,6 +111,8 @@ struct BackwardShared {
     /// Which of the dq_sums' tiles a warpgroup's sums belong to; kNoTarget: there are no more.
     SAPWOOD_DEVICE u32& target(u32 warpgroup) const { return reinterpret_cast<u32*>(base + Traits::kTargets)[warpgroup]; }
     static constexpr u32 kNoTarget = ~0u;
+    /// Of the tile whose turn has come: whether nothing has been added to it yet.
+    SAPWOOD_DEVICE u32& is_first() const { return reinterpret_cast<u32*>(base + Traits::kTargets)[2]; }
     static constexpr u32 kItemPitch = 32;
 };
 

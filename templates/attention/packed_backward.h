@@ -16,7 +16,7 @@ SAPWOOD_DEVICE void backward_by_warpgroups(const abi::BackwardParams& params) {
     if (thread_id() == 0) {
         shared.items.init(1, Traits::kComputeWarps * 32);
         shared.values.init(1, Traits::kComputeWarps * 32);
-        shared.queries.init(1, Traits::kComputeWarps * 32 + (Traits::Order::kFixed ? 1 : 0));
+        shared.queries.init(1, Traits::kComputeWarps * 32 + 1);
         shared.douts.init(1, Traits::kComputeWarps * 32);
         for (u32 w = 0; w < 2; ++w) shared.sums(w).init(Traits::kComputeWarps * 16, 1);
         shared.turns.init(1, 1);
@@ -30,7 +30,7 @@ SAPWOOD_DEVICE void backward_by_warpgroups(const abi::BackwardParams& params) {
         if (lane_id() != 0) return;
         if (warp == Traits::kComputeWarps) BackwardProducer<Traits>(params, shared).run();
         if (warp == Traits::kComputeWarps + 1) BackwardSums<Traits>{params, shared}.run();
-        if (Traits::Order::kFixed && warp == Traits::kComputeWarps + 2) BackwardTurns<Traits>{params, shared}.run();
+        if (warp == Traits::kComputeWarps + 2) BackwardTurns<Traits>{params, shared}.run();
     } else {
         registers_take<Traits::kConsumerRegisters>();
         BackwardProducts<Traits>(params, shared).run();

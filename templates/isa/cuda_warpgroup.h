@@ -44,7 +44,11 @@ SAPWOOD_DEVICE void bulk_reduce_add(f32* global, u32 shared, u32 bytes) {
     asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(global), "r"(shared), "r"(bytes)
                  : "memory");
 }
-/// The same for four values of this thread, 16-byte aligned.
+/// Writes them instead.
+SAPWOOD_DEVICE void bulk_store(void* global, u32 shared, u32 bytes) {
+    asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global), "r"(shared), "r"(bytes) : "memory");
+}
+/// bulk_reduce_add for four values of this thread, 16-byte aligned.
 SAPWOOD_DEVICE void reduce_add_4(f32* global, f32 a, f32 b, f32 c, f32 d) {
     asm volatile("red.relaxed.gpu.global.add.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(global), "f"(a), "f"(b), "f"(c), "f"(d)
                  : "memory");

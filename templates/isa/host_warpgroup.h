@@ -38,6 +38,9 @@ inline void bulk_reduce_add(f32* global, u32 shared, u32 bytes) {
     const auto* from = reinterpret_cast<const f32*>(host_shared(*host_self()->block, shared, bytes, 16));
     for (u32 i = 0; i < bytes / 4; ++i) host_reduce_add(global + i, from[i]);
 }
+inline void bulk_store(void* global, u32 shared, u32 bytes) {
+    __builtin_memcpy(host_global<u8>(global, 16), host_shared(*host_self()->block, shared, bytes, 16), bytes);
+}
 inline void reduce_add_4(f32* global, f32 a, f32 b, f32 c, f32 d) {
     f32* to = host_global<f32>(global, 16);
     host_reduce_add(to, a);

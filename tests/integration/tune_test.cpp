@@ -156,6 +156,20 @@ TEST_CASE("tune tool: shards of the work, merged, are the whole") {
     CHECK(shell(tool + at("x") + " --shard 4/3").second == 2);
 }
 
+TEST_CASE("tune tool: draft trees are tuned for kernels with masks, in the buckets that plans look up") {
+    test::TempDir dir;
+    const fs::path db = dir.path() / "db";
+    const auto [printed, code] = shell(SAPWOOD_TOOL " tune --simulate --workloads " SAPWOOD_SOURCE_DIR
+                                                    "/tests/workloads/spec.json --page 16 --case SN-eagle60-2k-b16 --db " +
+                                       db.string());
+    CHECK_MESSAGE(code == 0, printed);
+    const tune::RecordStore store(db);
+    REQUIRE(store.environments().size() == 1);
+    const std::vector<tune::Record> records = store.records(store.environments()[0]);
+    CHECK(records.size() == 2);  // 32/8 and 64/8
+    for (const tune::Record& record : records) CHECK(record.bucket.to_string().find("/scaled+mask/") != std::string::npos);
+}
+
 TEST_CASE("tune tool: training workloads are tuned and recorded beside decode, once; the warm-up lists a trainer's kernels") {
     test::TempDir dir;
     const fs::path db = dir.path() / "db";

@@ -115,17 +115,19 @@ Numbers check_backward(const PackedCase& which, std::int64_t longest, std::int64
     constexpr std::int64_t kKeys = abi::kBackwardKeys, kRows = abi::kRowTile;
     const Pack pack = which.pack();
     BackwardList plain, list;
-    for (BackwardList* each : {&plain, &list}) each->build(pack, kKeys, [&](std::int64_t) { return longest; });
+    for (BackwardList* each : {&plain, &list}) each->build(pack, kKeys, [&](auto, std::int64_t) { return longest; });
     ArrayList arrays;
     arrays.build(pack, list);
     list.spans.resize(static_cast<std::size_t>(arrays.spans));
     const auto bounds = bounds_of(which.start_q, abi::kRowTile);
+    std::vector<unsigned> additions(bounds.size()), expected(bounds.size());
     const abi::BackwardTilesParams params = {.end_k = which.end_k.data(),
                                              .bounds = bounds.data(),
                                              .runs = list.runs.data(),
                                              .blocks = arrays.blocks.data(),
                                              .key_blocks = list.blocks.data(),
                                              .spans = list.spans.data(),
+                                             .row_additions = additions.data(),
                                              .key_block_count = static_cast<unsigned>(list.blocks.size())};
     support::run_on_host(kBackward, {.grid = 3, .block = abi::kArrayThreads}, params);
     const oracle::Sees sees = which.sees();
@@ -136,6 +138,9 @@ Numbers check_backward(const PackedCase& which, std::int64_t longest, std::int64
     for (std::size_t b = 0; b < list.blocks.size(); ++b) {
         const abi::KeyBlock& block = list.blocks[b];
         faults += block.tiles > plain.blocks[b].tiles;
+        const abi::RowSpan* one = list.spans.data() + block.span_begin;
+        for (unsigned tiles = 0; tiles < block.tiles; tiles += one++->tiles)
+            for (unsigned t = 0; t < one->tiles; ++t) ++expected.at(static_cast<std::size_t>(one->row_begin / kRows) + t);
         if (block.key_begin >= keys) continue;
         std::size_t at = block.span_begin;
         for (unsigned tiles = 0; tiles < block.tiles; ++at) {
@@ -168,6 +173,7 @@ Numbers check_backward(const PackedCase& which, std::int64_t longest, std::int64
         for (std::int64_t key = 0; key < keys; ++key)
             faults += found[static_cast<std::size_t>(row * keys + key)] != static_cast<int>(sees(row, key));
     CHECK_MESSAGE(faults == 0, which.name);
+    CHECK(additions == expected);
     return numbers;
 }
 
@@ -220,7 +226,7 @@ TEST_CASE("array tiles: a tree is walked in as few tiles as from its segments") 
         CHECK(numbers.tiles == list.tiles);
         CHECK(numbers.partial <= list.partial_tiles);
         BackwardList rows;
-        rows.build(trees.pack(), abi::kBackwardKeys, [](std::int64_t) { return 24; });
+        rows.build(trees.pack(), abi::kBackwardKeys, [](auto, std::int64_t) { return 24; });
         CHECK(check_backward(as_arrays(trees), 24).tiles <= rows.tiles + rows.tiles / 8);
     }
     // A prompt and responses that do not: one tile a block more at most.

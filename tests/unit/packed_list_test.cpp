@@ -114,7 +114,7 @@ void check_backward_list(const Pack& pack, const oracle::Sees& sees, std::int64_
     constexpr std::int32_t kRows = abi::kRowTile;
     BackwardList list;
     list.build(
-        pack, block_keys, [&](std::int64_t all) { return all / share; }, by_rows);
+        pack, block_keys, [&](auto, std::int64_t all) { return all / share; }, by_rows);
     if (by_rows) list.number_turns();
     std::vector<int> seen(static_cast<std::size_t>(pack.rows() * pack.keys()));
     std::map<int, int> covered;  // key blocks
@@ -193,7 +193,7 @@ void check_backward_lists(bool by_rows) {
         check_backward_list(Pack::from_segments(segments), oracle::sees_segments(segments), share, by_rows);
     BackwardList list;
     list.build(
-        Pack::from_segments(segments), 128, [](std::int64_t) { return 24; }, by_rows);
+        Pack::from_segments(segments), 128, [](auto, std::int64_t) { return 24; }, by_rows);
     CHECK(list.slots.size() == 1);
 }
 

@@ -9,6 +9,7 @@
 #include "tune/database.h"
 #include "tune/epoch.h"
 #include "tune/packed_candidates.h"
+#include "tune/prune.h"
 #include "tune/record_store.h"
 
 using namespace sapwood;
@@ -66,7 +67,7 @@ TEST_CASE("tune packed: all that can run is a candidate, the default first; what
         CHECK(candidate.cost_us >= hopper.floor_us);  // tiles hold at least the visible pairs
         CHECK(candidate.blocks_per_sm >= candidate.config.blocks);
     }
-    CHECK(hopper.all[hopper.model_choice].config.mainloop == Mainloop::wgmma);
+    CHECK(hopper.all[tune::least_cost(hopper.all)].config.mainloop == Mainloop::wgmma);
 
     const tune::CandidateSet ada = tune::find_packed_candidates(problem_of(64), pack, facts("sm_89"), {}, {});
     CHECK(ada.alive().size() >= 3);

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "plan/backward_balance.h"
+
+#include <algorithm>
+
+#include "plan/packed_plan.h"
+
+namespace sapwood {
+namespace {
+
+/// Adds to what the first to be free has to do.
+void give(std::vector<double>& heap, double work) {
+    const double until = heap.front() + work;
+    std::size_t at = 0;
+    for (std::size_t child = 1; child < heap.size(); child = 2 * at + 1) {
+        if (child + 1 < heap.size() && heap[child + 1] < heap[child]) ++child;
+        if (heap[child] >= until) break;
+        heap[at] = heap[child];
+        at = child;
+    }
+    heap[at] = until;
+}
+
+}  // namespace
+
+double BackwardBalance::makespan(std::span<const abi::KeyBlock> blocks, std::int64_t longest) {
+    // Of an item beside its steps, measured on an H100: K and V, an empty pipeline, dK and dV; of a part dK and dV as additions.
+    constexpr double kWhole = 2, kPart = 4;
+    std::int64_t most = 0, items = 0;
+    for (const abi::KeyBlock& block : blocks) most = std::max<std::int64_t>(most, block.tiles);
+    whole_.assign(static_cast<std::size_t>(most) + 1, 0);
+    parts_.assign(static_cast<std::size_t>(most) + 1, 0);
+    for (const abi::KeyBlock& block : blocks) {
+        const std::int64_t count = std::max<std::int64_t>(1, (block.tiles + longest - 1) / longest), over = block.tiles % count;
+        std::vector<std::int32_t>& lengths = count > 1 ? parts_ : whole_;
+        lengths[static_cast<std::size_t>(block.tiles / count)] += static_cast<std::int32_t>(count - over);
+        if (over > 0) lengths[static_cast<std::size_t>(block.tiles / count) + 1] += static_cast<std::int32_t>(over);
+        items += count;
+    }
+    const int section = choose_section(problem_.kv_heads, head_bytes_, items, multiprocessors_ * 3 / 2);
+    const double group = problem_.q_heads / problem_.kv_heads;
+    busy_.assign(static_cast<std::size_t>(multiprocessors_), 0);
+    for (int head = 0; head < problem_.kv_heads; head += section) {
+        for (std::int64_t tiles = most; tiles >= 0; --tiles) {
+            const double steps = static_cast<double>(tiles) * group;
+            for (std::int64_t i = static_cast<std::int64_t>(parts_[static_cast<std::size_t>(tiles)]) * section; i > 0; --i)
+                give(busy_, steps + kPart);
+            for (std::int64_t i = static_cast<std::int64_t>(whole_[static_cast<std::size_t>(tiles)]) * section; i > 0; --i)
+                give(busy_, steps + kWhole);
+        }
+    }
+    return *std::max_element(busy_.begin(), busy_.end());
+}
+
+std::int64_t BackwardBalance::choose(std::span<const abi::KeyBlock> blocks, std::int64_t rule) {
+    // Many items even out whatever their length, and trying costs as long as they are many.
+    constexpr std::int64_t kMostItems = 1200;
+    constexpr double kCertain = 0.985;
+    std::int64_t most = 0, items = 0;
+    for (const abi::KeyBlock& block : blocks) {
+        most = std::max<std::int64_t>(most, block.tiles);
+        items += (block.tiles + rule - 1) / rule;
+    }
+    if (most <= rule || items * problem_.kv_heads > kMostItems) return rule;
+    std::int64_t best = rule;
+    double least = kCertain * makespan(blocks, rule);
+    for (const std::int64_t longest : {rule * 3 / 2, rule * 2, rule * 3, most}) {
+        if (longest > most) continue;
+        const double found = makespan(blocks, longest);
+        if (found < least) least = found, best = longest;
+    }
+    return best;
+}
+
+}  // namespace sapwood
