@@ -135,7 +135,11 @@ SAPWOOD_DEVICE void merge_partials(const abi::DecodeParams& params, u32 finished
         atomic_add_release(&params.counters->finished, finished);
         while (load_acquire(&params.counters->finished) < items) {}
     }
-    named_sync(DecodeProducer<Traits>::kMergeBarrier, Traits::kComputeThreads + 32);
+    named_sync(kComputeBarrier, Traits::kComputeThreads);
+    // The last block to come here finds that all have waited, and leaves the counter as it was found: no memset between launches.
+    // Its answer is looked at when the rows are done. Relaxed is enough: a block's own reads have returned before it comes.
+    u32 before = 0;
+    if (thread == 0) before = atomic_inc_relaxed(&params.counters->left, grid_size() - 1);
     while (row < merger.rows) {
         const bool two = row + step < merger.rows;
         merger.merge(next, two);
@@ -143,6 +147,7 @@ SAPWOOD_DEVICE void merge_partials(const abi::DecodeParams& params, u32 finished
         next[0] = merger.find(row);
         next[1] = merger.find(row + step);
     }
+    if (thread == 0 && before == grid_size() - 1) store_4(&params.counters->finished, 0);
 }
 
 }  // namespace sapwood::kernel

@@ -7,12 +7,6 @@
 
 namespace sapwood::kernel {
 
-/// The last block to come here finds that all have waited, and leaves the counter as it was found: no memset between launches.
-/// Relaxed is enough: a block's own atomics have returned before it comes.
-SAPWOOD_DEVICE void leave(const abi::DecodeParams& params) {
-    if (atomic_inc_relaxed(&params.counters->left, grid_size() - 1) == grid_size() - 1) store_4(&params.counters->finished, 0);
-}
-
 template <class Traits>
 struct DecodeProducer : DecodeCopies<Traits> {
     using Copies = DecodeCopies<Traits>;
@@ -20,7 +14,6 @@ struct DecodeProducer : DecodeCopies<Traits> {
     using Copies::item;
     using Copies::kAhead;
     using Copies::kThreads;
-    using Copies::lane;
     using Copies::leader;
     using Copies::params;
     using Copies::shared;
@@ -29,7 +22,6 @@ struct DecodeProducer : DecodeCopies<Traits> {
     using typename Copies::QueryRows;
     using typename Copies::Scales;
     static constexpr u32 kCopyBarrier = 2;
-    static constexpr u32 kMergeBarrier = 7;  // compute warps and the first copy warp: all items of the launch are written
 
     U32x4 header{};  // of the launch
 
@@ -130,16 +122,15 @@ struct DecodeProducer : DecodeCopies<Traits> {
             }
         }
         this->send_empty(abi::StageKind::stop, tickets, merges);
-        // The block's part in putting the other counter back is done here, off the compute warps' path.
-        if (merges != 0 && warp == 0) {
-            named_sync(kMergeBarrier, Traits::kComputeThreads + 32);
-            if (lane == 0) leave(params);
-        }
     }
     /// Until the item that begins at `first` has been started and the next stage is free. A block that drew again at once would
     /// take what is meant for one that is only just about to start: twice the time of an item.
     SAPWOOD_DEVICE void wait_for_room(const RingPosition<Traits::kStages>& first) {
-        if (item.tiles + 2 <= Traits::kStages) mbarrier_wait(shared.ring.empty(first.stage), first.parity);
+        if (item.tiles + 2 <= Traits::kStages) {  // or the ring has come round to it
+            auto again = first;
+            again.parity ^= 1;
+            shared.ring.wait_empty(again);
+        }
         shared.ring.wait_empty(at);
     }
     SAPWOOD_DEVICE u32 draw(u32 base, u32 limit) const { return base + atomic_inc_relaxed(&params.counters->ticket, limit); }
