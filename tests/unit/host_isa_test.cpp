@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Every primitive of templates/isa/host.h against its definition in the PTX ISA, run by the executor.
+// Every primitive of templates/isa/host.h and host_memory.h against its definition in the PTX ISA, run by the executor.
 #include <doctest/doctest.h>
 
 #include <bit>
@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "isa/host.h"
+#include "isa/host_memory.h"
 #include "support/half.h"
 #include "support/host_kernel.h"
 
