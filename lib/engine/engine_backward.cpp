@@ -56,7 +56,9 @@ PackedBackwardPlan Engine::plan_packed_backward(const PackedProblem& problem, co
     }
     for (const Family family : {Family::backward_prepare, Family::packed_backward, Family::backward_finish})
         plan->keys.push_back(key_of(*plan, family).to_string());
-    if (!pack.dfs_arrays()) trace_plan(*impl_, *plan, pack, {.backward = true, .keys = plan->keys});
+    if (!pack.dfs_arrays())
+        trace_plan(*impl_, *plan, pack,
+                   {.backward = true, .deterministic = options.deterministic, .config = plan->config, .keys = plan->keys});
     return PackedBackwardPlan(std::move(plan));
 }
 

@@ -33,11 +33,12 @@ public:
         });
     }
 
-    /// What a backward pass runs, its options left open, does not depend on the pack.
-    void backward(const PackedProblem& problem) {
+    /// What a backward pass runs, its tiles left open, does not depend on the pack.
+    void backward(const PackedProblem& problem, bool deterministic = false) {
         guarded(problem, true, [&] {
             const Segment token = {.parent = -1, .tokens = 1};
-            const auto keys = engine_.plan_packed_backward(problem, Pack::from_segments({&token, 1})).kernel_keys();
+            const PackedBackwardOptions options = {.deterministic = deterministic};
+            const auto keys = engine_.plan_packed_backward(problem, Pack::from_segments({&token, 1}), options).kernel_keys();
             found_.keys.insert(found_.keys.end(), keys.begin(), keys.end());
             ++found_.plans;
         });
@@ -91,7 +92,7 @@ KeyList keys_of(Engine& engine, std::span<const TracedPack> trace) {
     Finder finder(engine);
     for (const TracedPack& record : trace) {
         if (record.backward) {
-            finder.backward(record.problem);
+            finder.backward(record.problem, record.deterministic);
         } else {
             finder.forward(record.problem, record.rows, record.tokens, record.visible_pairs, record.runs);
         }

@@ -13,6 +13,7 @@ namespace {
 
 using nlohmann::json;
 constexpr const char* kPasses[] = {"forward", "backward"};
+constexpr const char* kDeterministic = "deterministic";
 
 TracedPack pack_from(const json& line) {
     const json& pack = line.at(kPackField);
@@ -27,6 +28,7 @@ TracedPack pack_from(const json& line) {
     const auto pass = line.at("pass").get<std::string>();
     if (pass != kPasses[0] && pass != kPasses[1]) raise(ErrorCode::kIo, "pass \"" + pass + "\" is neither forward nor backward");
     record.backward = pass == kPasses[1];
+    record.deterministic = line.value(kDeterministic, false);  // older traces say nothing
     record.config = tune::as_packed(tune::config_from(line.at("config")));
     record.target = line.at("target"), record.keys = line.at("keys");
     record.rows = line.at("rows"), record.tokens = line.at("tokens");
@@ -52,6 +54,7 @@ std::string trace_line(const TracedPack& record) {
                        {"softcap", problem.softcap}};
     return json{{kPackField, pack},
                 {"pass", kPasses[record.backward]},
+                {kDeterministic, record.deterministic},
                 {"config", tune::config_json(tune::as_decode(record.config))},
                 {"target", record.target},
                 {"keys", record.keys},

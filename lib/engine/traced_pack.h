@@ -14,8 +14,8 @@ namespace sapwood {
 
 struct TracedPack {
     PackedProblem problem;
-    bool backward = false;
-    PackedConfig config;                                             // that served; all 0 for a backward pass, which has none
+    bool backward = false, deterministic = false;                    // the latter of a backward pass
+    PackedConfig config;                                             // that served
     std::string target;                                              // "sm_90a"
     std::vector<std::string> keys;                                   // the kernels that served
     std::int64_t rows = 0, tokens = 0, visible_pairs = 0, runs = 0;  // of Q, of K and V, of one head, of keys seen alike

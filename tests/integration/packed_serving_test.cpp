@@ -57,7 +57,7 @@ TEST_CASE("packs in a trace: shapes, sizes and counts of both passes; the warm-u
     test::TempDir dir;
     const fs::path file = dir.path() / "t.jsonl";
     const Pack pack = small_pack();
-    std::vector<std::string> used;
+    std::vector<std::string> used, ordered;
     {
         Engine engine({.target = "host", .cache_dir = SAPWOOD_BINARY_DIR "/test-cache", .trace = file});
         PackedPlan plan = engine.plan_packed(kProblem, pack);
@@ -66,6 +66,9 @@ TEST_CASE("packs in a trace: shapes, sizes and counts of both passes; the warm-u
         for (int i = 0; i < 3; ++i) engine.launch(plan, tensors.all);
         const PackedBackwardPlan backward = engine.plan_packed_backward(kProblem, pack);
         used = backward.kernel_keys();
+        ordered = engine.plan_packed_backward(kProblem, pack, {.deterministic = true}).kernel_keys();
+        for (const std::string& key : ordered)  // what goes over the rows is the same
+            if (std::find(used.begin(), used.end(), key) == used.end()) used.push_back(key);
         used.push_back(plan.kernel_key());
         PackedProblem capped = kProblem;
         capped.softcap = 20;
@@ -75,7 +78,7 @@ TEST_CASE("packs in a trace: shapes, sizes and counts of both passes; the warm-u
     }
     CHECK(read_trace(file).size() == 1);
     const auto records = read_traced_packs(file);
-    REQUIRE(records.size() == 3);
+    REQUIRE(records.size() == 4);
     std::uint64_t planned = 0, launched = 0;
     for (const TracedPack& record : records) {
         CHECK((record.rows == 95 && record.tokens == 95 && record.visible_pairs == pack.visible_pairs()));
@@ -84,19 +87,28 @@ TEST_CASE("packs in a trace: shapes, sizes and counts of both passes; the warm-u
         CHECK(record.keys.size() == (record.backward ? 3 : 1));
         planned += record.planned, launched += record.launched;
     }
-    CHECK((planned == 4 && launched == 3));
+    CHECK((planned == 5 && launched == 3));
 
     Engine here({.target = "host", .disk_cache = false, .compile_only = true});
     const KeyList found = keys_of(here, records);
     CHECK(found.faults.empty());
     CHECK(found.keys == sorted(used));
-    // For an SM that the trace is not of: what its planner chooses, nothing recorded.
+    // For an SM that the trace is not of: what its planner chooses, nothing recorded; what it has not is said.
     Engine there({.target = "sm_80", .disk_cache = false, .compile_only = true});
-    for (const std::string& key : keys_of(there, records).keys) CHECK(key.ends_with("/sm_80"));
+    const KeyList elsewhere = keys_of(there, records);
+    for (const std::string& key : elsewhere.keys) CHECK(key.ends_with("/sm_80"));
+    REQUIRE(elsewhere.faults.size() == 1);
+    CHECK(elsewhere.faults[0].find("deterministic") != std::string::npos);
+    Engine hopper({.target = "sm_90a", .disk_cache = false, .compile_only = true});
+    const KeyList same = keys_of(hopper, records);
+    CHECK(same.faults.empty());
+    const auto fixed = [](const std::string& key) { return key.find("/order1/") != std::string::npos; };
+    CHECK(std::any_of(ordered.begin(), ordered.end(), fixed));
+    CHECK(std::any_of(same.keys.begin(), same.keys.end(), fixed));
 
     std::ofstream(file, std::ios::app) << R"({"pack":{"q_heads":2},"pass":"sideways"})"
                                        << "\n";
-    CHECK_THROWS_WITH_AS(read_traced_packs(file), doctest::Contains("line 6"), Error);
+    CHECK_THROWS_WITH_AS(read_traced_packs(file), doctest::Contains("line 7"), Error);
 }
 
 TEST_CASE("packs in an engine configuration: kernels of both passes; a trainer may decode nothing") {
