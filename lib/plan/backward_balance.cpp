@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "plan/backward_list.h"
 #include "plan/packed_plan.h"
 
 namespace sapwood {
@@ -31,7 +32,7 @@ double BackwardBalance::makespan(std::span<const abi::KeyBlock> blocks, std::int
     whole_.assign(static_cast<std::size_t>(most) + 1, 0);
     parts_.assign(static_cast<std::size_t>(most) + 1, 0);
     for (const abi::KeyBlock& block : blocks) {
-        const std::int64_t count = std::max<std::int64_t>(1, (block.tiles + longest - 1) / longest), over = block.tiles % count;
+        const std::int64_t count = parts_of(block, longest), over = block.tiles % count;
         std::vector<std::int32_t>& lengths = count > 1 ? parts_ : whole_;
         lengths[static_cast<std::size_t>(block.tiles / count)] += static_cast<std::int32_t>(count - over);
         if (over > 0) lengths[static_cast<std::size_t>(block.tiles / count) + 1] += static_cast<std::int32_t>(over);
@@ -59,7 +60,7 @@ std::int64_t BackwardBalance::choose(std::span<const abi::KeyBlock> blocks, std:
     std::int64_t most = 0, items = 0;
     for (const abi::KeyBlock& block : blocks) {
         most = std::max<std::int64_t>(most, block.tiles);
-        items += (block.tiles + rule - 1) / rule;
+        if (block.tiles > 0) items += parts_of(block, rule);
     }
     if (most <= rule || items * problem_.kv_heads > kMostItems) return rule;
     std::int64_t best = rule;

@@ -51,7 +51,7 @@ void BackwardList::build(const Pack& pack, std::int32_t block_keys, const Longes
     const std::int64_t limit = std::max<std::int64_t>(1, longest(unsorted_, tiles));
     if (by_rows) return order_by_rows(limit);
     cut(limit, [&](std::size_t block, std::vector<unsigned>& ends) {
-        const std::int64_t all_tiles = unsorted_[block].tiles, parts = (all_tiles + limit - 1) / limit;
+        const std::int64_t all_tiles = unsorted_[block].tiles, parts = parts_of(unsorted_[block], limit);
         for (std::int64_t p = 1; p <= parts; ++p) ends.push_back(static_cast<unsigned>(p * all_tiles / parts));
     });
     sort_longest_first(unsorted_, blocks, counts_);

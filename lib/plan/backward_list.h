@@ -3,6 +3,7 @@
 // of row tiles, because the sums of dQ do.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <span>
@@ -13,6 +14,11 @@
 #include "sapwood/packed.h"
 
 namespace sapwood {
+
+/// Parts that a block is cut into if none is to have more than `longest` tiles.
+inline std::int64_t parts_of(const abi::KeyBlock& block, std::int64_t longest) {
+    return std::max<std::int64_t>(1, (block.tiles + longest - 1) / longest);
+}
 
 struct BackwardList {
     std::vector<abi::KeyBlock> blocks;  // longest first, or those of late rows first

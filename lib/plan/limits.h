@@ -17,4 +17,7 @@ struct Limits {
     int registers_sm = 65536;
 };
 
+/// What costs are counted by, whatever the device: an H100's 3.0 TB/s.
+inline constexpr double kHbmBytesPerMicrosecond = 3.0e6;
+
 }  // namespace sapwood

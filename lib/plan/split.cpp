@@ -3,13 +3,13 @@
 #include <cmath>
 #include <utility>
 
+#include "plan/limits.h"
 #include "plan/work_list.h"
 
 namespace sapwood {
 namespace {
 
-// Time is counted in the bytes that one worker's share of the HBM bandwidth moves in it; 3.0 TB/s in all.
-constexpr double kBytesPerMicrosecond = 3.0e6;
+// Time is counted in the bytes that one worker's share of the HBM bandwidth moves in it.
 // A worker alone on the chip streams at most so much faster than with all others at work (latency, then its own arithmetic).
 constexpr double kAlone = 0.6;
 // Waiting for the last item and reading the first partial results, before merging.
@@ -47,7 +47,7 @@ ChunkCost chunk_cost(const CostModel& model, const SplitInput& input) {
     cost.first_read = model.token_bytes * abi::kChunkTokens;
     cost.again = cost.first_read * model.reread;
     cost.unit_rows = input.unit_rows;
-    cost.unit = (input.unit_rows == 64 ? kWarpgroupMicroseconds : kWarpMicroseconds) / 4 * kBytesPerMicrosecond / input.sms *
+    cost.unit = (input.unit_rows == 64 ? kWarpgroupMicroseconds : kWarpMicroseconds) / 4 * kHbmBytesPerMicrosecond / input.sms *
                 model.token_bytes * model.values_a_byte / 256;
     return cost;
 }
@@ -121,7 +121,7 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
     }
     end_path();
     const double workers = input.resident_blocks;
-    const double microsecond = kBytesPerMicrosecond / workers;
+    const double microsecond = kHbmBytesPerMicrosecond / workers;
     const auto items_at = [&](double item_cost) {
         std::int64_t items = 0;
         for (const BlockSize& size : sizes) items += pieces_of(size.paced, item_cost, size.tiles);

@@ -13,8 +13,6 @@
 namespace sapwood::tune {
 namespace {
 
-constexpr double kBytesPerMicrosecond = 3.0e6;  // the planner's
-
 /// Same bytes, same work: FNV-1a over the lists.
 std::uint64_t fingerprint(const WorkList& list) {
     std::uint64_t h = 0xcbf29ce484222325u;
@@ -92,7 +90,7 @@ CandidateSet find_candidates(const DecodeProblem& problem, const Forest& forest,
         candidate.items = plan->info.items;
         candidate.partial_rows = plan->info.partial_rows;
         candidate.model_us = plan->info.model_us;
-        set.floor_us = static_cast<double>(plan->info.hbm_bytes) / kBytesPerMicrosecond;
+        set.floor_us = static_cast<double>(plan->info.hbm_bytes) / kHbmBytesPerMicrosecond;
         const PlanCost cost = launch_cost(*plan);
         candidate.arithmetic_us = cost.arithmetic_us;
         candidate.cost_us = cost.us;

@@ -18,7 +18,6 @@
 namespace sapwood::tune {
 namespace {
 
-constexpr double kHbmBytes = 3.0e6;  // the planner's
 // 64 bytes a cycle into one SM, whoever sends them.
 constexpr double kIntakeBytes = 109e3;
 // From launch to the first item in hand, and from the last one's end to the next kernel (dependent launches).
@@ -133,9 +132,9 @@ PlanCost launch_cost(const DecodePlan::Impl& plan) {
         }
     }
     // The two get in each other's way where they are near each other: blocks wait in turns, not all at the same time.
-    const double hbm = static_cast<double>(plan.info.hbm_bytes) / kHbmBytes;
+    const double hbm = static_cast<double>(plan.info.hbm_bytes) / kHbmBytesPerMicrosecond;
     PlanCost cost = {.us = kLaunch + std::hypot(drawn_out, hbm), .arithmetic_us = arithmetic};
-    if (plan.list.slots > 0) cost.us += kMerge + static_cast<double>(plan.info.partial_bytes) / kHbmBytes;
+    if (plan.list.slots > 0) cost.us += kMerge + static_cast<double>(plan.info.partial_bytes) / kHbmBytesPerMicrosecond;
     return cost;
 }
 

@@ -12,7 +12,6 @@
 namespace sapwood::tune {
 namespace {
 
-constexpr double kBytesPerMicrosecond = 3.0e6;
 // What a H100's tensor cores reach in long loops of each kind; other SMs in proportion to their number. For ranks in reports: all
 // candidates are measured.
 constexpr double kWgmmaFlopsPerMicrosecond = 600e6, kMmaFlopsPerMicrosecond = 350e6;
@@ -34,25 +33,21 @@ void resources(const PackedProblem& problem, const DeviceFacts& device, TuneCand
     candidate.blocks_per_sm = blocks_per_sm(device, candidate.threads, candidate.registers_available, candidate.shared_bytes);
 }
 
+/// The fields that both kinds of configuration have.
+template <class To, class From>
+To tiles_of(const From& config) {
+    return {.mainloop = config.mainloop,
+            .warps = config.warps,
+            .producers = config.producers,
+            .block_kv = config.block_kv,
+            .stages = config.stages,
+            .blocks = config.blocks};
+}
+
 }  // namespace
 
-DecodeConfig as_decode(const PackedConfig& config) {
-    return {.mainloop = config.mainloop,
-            .warps = config.warps,
-            .producers = config.producers,
-            .block_kv = config.block_kv,
-            .stages = config.stages,
-            .blocks = config.blocks};
-}
-
-PackedConfig as_packed(const DecodeConfig& config) {
-    return {.mainloop = config.mainloop,
-            .warps = config.warps,
-            .producers = config.producers,
-            .block_kv = config.block_kv,
-            .stages = config.stages,
-            .blocks = config.blocks};
-}
+DecodeConfig as_decode(const PackedConfig& config) { return tiles_of<DecodeConfig>(config); }
+PackedConfig as_packed(const DecodeConfig& config) { return tiles_of<PackedConfig>(config); }
 
 CandidateSet find_packed_candidates(const PackedProblem& problem, const Pack& pack, const DeviceFacts& device,
                                     const TuneOptions& options, std::span<const DecodeConfig> wanted) {
@@ -87,7 +82,7 @@ CandidateSet find_packed_candidates(const PackedProblem& problem, const Pack& pa
         const double row_bytes = static_cast<double>(problem.head_dim + problem.head_dim_v) * 2;
         const double bytes =
             row_bytes * static_cast<double>(info.rows * problem.q_heads + info.keys * std::int64_t{problem.kv_heads});
-        set.floor_us = std::max(info.flops / kWgmmaFlopsPerMicrosecond / sms, bytes / kBytesPerMicrosecond);
+        set.floor_us = std::max(info.flops / kWgmmaFlopsPerMicrosecond / sms, bytes / kHbmBytesPerMicrosecond);
         if (i == 0 || !options.prune) continue;
         if (std::string reason = options.prune(candidate); !reason.empty()) drop(candidate, "pruned:caller", std::move(reason));
     }

@@ -152,15 +152,7 @@ TEST_CASE("packed: arrays that are missing, not wanted or not causal are refused
     PackedScene arrays(as_arrays(trees)), segments(trees);
     const auto refused = [&](PackedScene& scene, auto&& change) {
         PackedPlan plan = engine.plan_packed(scene.which.problem, scene.pack);
-        PackedTensors tensors = scene.tensors;
-        change(tensors);
-        try {
-            engine.launch(plan, tensors);
-        } catch (const Error& error) {
-            CHECK(error.code() == ErrorCode::kInvalidArgument);
-            return std::string(error.what());
-        }
-        return std::string();
+        return refusal(engine, plan, scene, change);
     };
     const auto has = [](const std::string& text, const char* part) { return text.find(part) != std::string::npos; };
     CHECK(has(refused(arrays, [](PackedTensors& t) { t.start_q = nullptr; }), "start_q is null"));

@@ -203,6 +203,18 @@ std::string PackedScene::fault() const {
     return text;
 }
 
+std::string refusal(Engine& engine, PackedPlan& plan, const PackedScene& scene, const std::function<void(PackedTensors&)>& change) {
+    PackedTensors tensors = scene.tensors;
+    change(tensors);
+    try {
+        engine.launch(plan, tensors);
+    } catch (const Error& error) {
+        CHECK(error.code() == ErrorCode::kInvalidArgument);
+        return error.what();
+    }
+    return {};
+}
+
 PackedPlanInfo check_forward(const Target& target, const PackedCase& which) {
     PackedScene scene(which);
     const PackedPlanInfo info = scene.run(target);

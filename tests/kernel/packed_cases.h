@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -47,6 +48,10 @@ public:
     /// What is wrong with out and lse, judged by the fp64 oracle; empty: nothing.
     std::string fault() const;
 };
+
+/// Launches with the scene's tensors as `change` leaves them; what the refusal says, which is to be of an invalid argument. Empty:
+/// none.
+std::string refusal(Engine& engine, PackedPlan& plan, const PackedScene& scene, const std::function<void(PackedTensors&)>& change);
 
 /// Runs the case and checks its result.
 PackedPlanInfo check_forward(const Target& target, const PackedCase& which);

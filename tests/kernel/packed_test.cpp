@@ -40,17 +40,7 @@ TEST_CASE("packed: what cannot be bound is refused by name before anything runs"
     PackedScene scene(packed_cases()[0]);
     Engine& engine = *host_target().engine;
     PackedPlan plan = engine.plan_packed(scene.which.problem, scene.pack);
-    const auto refused = [&](auto&& change) {
-        PackedTensors tensors = scene.tensors;
-        change(tensors);
-        try {
-            engine.launch(plan, tensors);
-        } catch (const Error& error) {
-            CHECK(error.code() == ErrorCode::kInvalidArgument);
-            return std::string(error.what());
-        }
-        return std::string();
-    };
+    const auto refused = [&](auto&& change) { return refusal(engine, plan, scene, change); };
     CHECK(refused([](PackedTensors& t) { t.k = nullptr; }).find("k is null") != std::string::npos);
     CHECK(refused([](PackedTensors& t) { t.q_token_stride = 12; }).find("q_token_stride is 12 elements") != std::string::npos);
     CHECK(refused([](PackedTensors& t) { t.out_head_stride = 64; }).find("out has a head or token stride below its head dim 128") !=
