@@ -26,7 +26,13 @@ KernelSource packed_forward_source(const KernelKey& key) {
 }
 
 KernelResources packed_forward_resources(const KernelKey& key) {
-    const abi::PackedShape shape = {key.head_dim, key.head_dim_v, key.warps, key.producers, key.block_kv, key.stages};
+    const abi::PackedShape shape = {key.head_dim,
+                                    key.head_dim_v,
+                                    key.warps,
+                                    key.producers,
+                                    key.block_kv,
+                                    key.stages,
+                                    key.mainloop == static_cast<int>(Mainloop::wgmma)};
     return {.threads = (key.warps + key.producers) * 32u, .shared_bytes = abi::packed_shared_bytes(shape)};
 }
 

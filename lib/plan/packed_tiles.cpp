@@ -71,7 +71,8 @@ abi::PackedShape shape_of(const PackedProblem& problem, const PackedConfig& conf
             .warps = static_cast<unsigned>(config.warps),
             .producers = static_cast<unsigned>(config.producers),
             .block_kv = static_cast<unsigned>(config.block_kv),
-            .stages = static_cast<unsigned>(config.stages)};
+            .stages = static_cast<unsigned>(config.stages),
+            .warpgroups = config.mainloop == Mainloop::wgmma};
 }
 
 std::string why_no_room(std::int64_t shared, std::int32_t blocks, const Limits& limits) {

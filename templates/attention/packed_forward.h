@@ -13,20 +13,17 @@ template <class Traits>
 SAPWOOD_DEVICE void packed_consume(const abi::PackedForwardParams& params, const PackedShared<Traits>& shared) {
     using Products = typename Select<Traits::kWarpgroups, PackedWarpgroupProducts<Traits>, PackedWarpProducts<Traits>>::Type;
     Products rows(params, shared);
-    RingPosition<1> query;
     rows.begin();
-    for (;;) {
-        shared.query.wait_full(query);
-        query.advance();
-        rows.item = shared.item();
-        if (rows.item.tiles == PackedItem::kStop) break;
+    rows.take_item();
+    while (rows.item.tiles != PackedItem::kStop) {
         rows.state.clear();
         if (rows.item.tiles == 0) {
-            rows.release(shared.query.empty(0));
+            rows.release_query();
+            rows.write();
+            rows.take_item();
         } else {
             rows.attend_item();
         }
-        rows.write();
     }
     rows.end();
 }

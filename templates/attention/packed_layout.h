@@ -9,21 +9,29 @@ namespace sapwood::abi {
 
 struct PackedShape {
     unsigned head_dim, head_dim_v, warps, producers, block_kv, stages;
+    bool warpgroups;
 };
 
 constexpr unsigned packed_block_q(const PackedShape& s) { return s.warps * 16; }
 constexpr unsigned packed_query_bytes(const PackedShape& s) { return packed_block_q(s) * s.head_dim * 2; }
 constexpr unsigned packed_key_bytes(const PackedShape& s) { return s.block_kv * s.head_dim * 2; }
 constexpr unsigned packed_value_bytes(const PackedShape& s) { return s.block_kv * s.head_dim_v * 2; }
+/// Blocks of Q at a time: warpgroups begin an item under the last products of the one before, so its Q is to be there; where two
+/// do not fit beside the tiles they wait for it.
+constexpr unsigned packed_query_stages(const PackedShape& s) {
+    constexpr unsigned kRoom = 227 * 1024 - 1024;
+    return s.warpgroups && 2 * packed_query_bytes(s) + s.stages * (packed_key_bytes(s) + packed_value_bytes(s)) <= kRoom ? 2 : 1;
+}
 /// What a K stage says of its tile: the span, and its first run.
 constexpr unsigned kPackedHeaderBytes = 64;
-/// The work item, and two places for tickets.
+/// A work item for each block of Q, and two places for tickets.
 constexpr unsigned kPackedItemBytes = 64;
 /// Full and empty, of Q and of each K and V stage.
-constexpr unsigned packed_barriers(const PackedShape& s) { return 2 + 4 * s.stages; }
+constexpr unsigned packed_barriers(const PackedShape& s) { return 2 * packed_query_stages(s) + 4 * s.stages; }
 constexpr unsigned packed_shared_bytes(const PackedShape& s) {
-    return packed_query_bytes(s) + s.stages * (packed_key_bytes(s) + packed_value_bytes(s) + kPackedHeaderBytes) +
-           kPackedItemBytes + align_up(packed_barriers(s) * 8, 16);
+    return packed_query_stages(s) * packed_query_bytes(s) +
+           s.stages * (packed_key_bytes(s) + packed_value_bytes(s) + kPackedHeaderBytes) + kPackedItemBytes +
+           align_up(packed_barriers(s) * 8, 16);
 }
 
 }  // namespace sapwood::abi

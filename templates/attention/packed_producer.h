@@ -16,7 +16,7 @@ struct PackedProducer {
     const abi::PackedForwardParams& params;
     const PackedShared<Traits>& shared;
     const Copy copy;
-    RingPosition<1> query;
+    RingPosition<Traits::kQueries> query;
     RingPosition<Traits::kStages> keys, values;
 
     SAPWOOD_DEVICE PackedProducer(const abi::PackedForwardParams& p, const PackedShared<Traits>& s)
@@ -78,11 +78,11 @@ struct PackedProducer {
     }
     SAPWOOD_DEVICE void write_item(i32 row_begin, u32 rows, u32 head, u32 tiles) {
         shared.query.wait_empty(query);
-        if (leader()) shared.item() = {row_begin, rows, head, tiles};
+        if (leader()) shared.item(query.stage) = {row_begin, rows, head, tiles};
     }
     SAPWOOD_DEVICE void send_query(const Work& work) {
         write_item(work.block.row_begin, work.block.rows, work.head, work.block.tiles);
-        copy.query(shared.address, shared.query.full(0), work.block.row_begin, work.head);
+        copy.query(shared.query_block(query.stage), shared.query.full(query.stage), work.block.row_begin, work.head);
         query.advance();
     }
 
@@ -143,7 +143,7 @@ struct PackedProducer {
             ticket = send_item(work);
         }
         write_item(0, 0, 0, PackedItem::kStop);
-        copy.nothing(shared.query.full(0));
+        copy.nothing(shared.query.full(query.stage));
         if (leader()) Tickets{params.counters}.leave();
     }
 };

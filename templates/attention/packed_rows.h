@@ -19,6 +19,7 @@ struct PackedRows {
     const typename Traits::Score score;
     const u32 lane;
     SoftmaxState<Traits::kHeadDimV> state;
+    RingPosition<Traits::kQueries> query;
     RingPosition<Traits::kStages> keys, values;
     PackedItem item{};
 
@@ -37,18 +38,28 @@ struct PackedRows {
         values.advance();
     }
 
+    /// Waits for the next item and its Q.
+    SAPWOOD_DEVICE void take_item() {
+        shared.query.wait_full(query);
+        item = shared.item(query.stage);
+    }
+    SAPWOOD_DEVICE void release_query() {
+        release(shared.query.empty(query.stage));
+        query.advance();
+    }
+
     /// Of this lane's two rows, the first one's place in the block; the other is 8 below.
     SAPWOOD_DEVICE u32 block_row() const { return warp_id() * 16 + lane / 4; }
 
-    /// Soft-cap, where there is one, then the mask, where the tile needs one.
-    SAPWOOD_DEVICE void finish_scores(f32 (&s)[kBlocks][4], u32 stage) const {
+    /// Soft-cap, where there is one, then the mask, where the tile has runs to compare with.
+    SAPWOOD_DEVICE void finish_scores(f32 (&s)[kBlocks][4], u32 stage, u32 runs) const {
         if constexpr (Traits::Score::kTransforms) {
             SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) {
                 SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) s[i][j] = score.transform(s[i][j]);
             }
         }
-        const TileHeader& tile = shared.header(stage);
-        if (tile.runs != 0) mask_tile(s, tile, params.runs, item.row_begin + static_cast<i32>(block_row()), lane, beyond_runs());
+        if (runs != 0)
+            mask_tile(s, shared.header(stage), params.runs, item.row_begin + static_cast<i32>(block_row()), lane, beyond_runs());
     }
     SAPWOOD_DEVICE auto beyond_runs() const {
         if constexpr (Traits::kArrays) {
@@ -58,50 +69,90 @@ struct PackedRows {
         }
     }
 
-    /// Scores to weights, into the running maximum and sum. True if the output is still to be multiplied by `rescale`.
+    /// Scores to weights, into the running maximum and sum. True if the output is still to be multiplied by `rescale`. A row of the
+    /// lane's two at a time, so that the largest score of one is found under the exponentials of the other.
     SAPWOOD_DEVICE bool weigh(f32 (&s)[kBlocks][4], f32 (&rescale)[2]) {
-        f32 m0[2] = {s[0][0], s[0][1]}, m1[2] = {s[0][2], s[0][3]};
-        SAPWOOD_UNROLL for (u32 i = 1; i < kBlocks; ++i) {
-            SAPWOOD_UNROLL for (u32 j = 0; j < 2; ++j) {
-                m0[j] = max_f32(m0[j], s[i][j]);
-                m1[j] = max_f32(m1[j], s[i][2 + j]);
-            }
-        }
         const f32 factor = score.factor();
-        const bool raised = state.raise(max_f32(m0[0], m0[1]) * factor, max_f32(m1[0], m1[1]) * factor, rescale);
-        state.exponentials(s, factor);
+        f32 m[2][2];
+        const auto largest = [&](u32 half, u32 i) {
+            SAPWOOD_UNROLL for (u32 j = 0; j < 2; ++j) {
+                const f32 x = s[i][half * 2 + j];
+                m[half][j] = i == 0 ? x : max_f32(m[half][j], x);
+            }
+        };
+        rescale[0] = rescale[1] = 1.0f;
+        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) largest(0, i);
+        bool raised = state.raise_row(0, max_f32(m[0][0], m[0][1]) * factor, rescale[0]);
+        state.exponentials_of_row(0, s, factor, [&](u32 i) { largest(1, i); });
+        raised |= state.raise_row(1, max_f32(m[1][0], m[1][1]) * factor, rescale[1]);
+        state.exponentials_of_row(1, s, factor, [](u32) {});
         return raised;
     }
     /// Weights as A fragments of the products with V.
-    SAPWOOD_DEVICE static void pack(u32 (&p)[kBlocks / 2][4], const f32 (&s)[kBlocks][4]) {
-        SAPWOOD_UNROLL for (u32 c = 0; c < kBlocks / 2; ++c) {
-            SAPWOOD_UNROLL for (u32 j = 0; j < 2; ++j) {
-                p[c][j * 2] = pack2<Element>(s[c * 2 + j][0], s[c * 2 + j][1]);
-                p[c][j * 2 + 1] = pack2<Element>(s[c * 2 + j][2], s[c * 2 + j][3]);
-            }
-        }
+    using Weights = u32[kBlocks / 2][4];
+    SAPWOOD_DEVICE static void pack(Weights& p, const f32 (&s)[kBlocks][4]) {
+        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) pack_block(p, i, s[i]);
+    }
+    SAPWOOD_DEVICE static void pack_block(Weights& p, u32 i, const f32 (&weight)[4]) {
+        p[i / 2][i % 2 * 2] = pack2<Element>(weight[0], weight[1]);
+        p[i / 2][i % 2 * 2 + 1] = pack2<Element>(weight[2], weight[3]);
     }
 
+    /// Weights by the maxima as they are; false if scores have outgrown them, which weigh() then sees to.
+    SAPWOOD_DEVICE bool try_weights(Weights& p, const f32 (&s)[kBlocks][4]) {
+        return state.try_exponentials(s, score.factor(), [&p](u32 i, const f32(&weight)[4]) { pack_block(p, i, weight); });
+    }
+
+    /// Of row `half` of this lane's two, with its sum complete: writes the LSE, gives the factor of the output.
+    SAPWOOD_DEVICE f32 end_row(u32 half) const {
+        const u32 in_block = block_row() + half * 8;
+        const RowEnd end = state.end(half);
+        if (in_block < item.rows && lane % 4 == 0 && params.lse != nullptr)
+            store_f32(params.lse + static_cast<i64>(item.head) * params.rows + item.row_begin + static_cast<i64>(in_block),
+                      end.lse());
+        return end.inverse;
+    }
+    /// Where row `in_block` of the item's block goes.
+    SAPWOOD_DEVICE u8* out_row(u32 in_block) const {
+        return static_cast<u8*>(params.out.data) + (item.row_begin + static_cast<i64>(in_block)) * params.out.token_stride +
+               static_cast<i64>(item.head) * params.out.head_stride;
+    }
     SAPWOOD_DEVICE void write() {
         state.reduce_sum();
         SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
+            const f32 factor = end_row(h);
             const u32 in_block = block_row() + h * 8;
-            const bool mine = in_block < item.rows;
-            const i64 row = item.row_begin + static_cast<i64>(in_block);
-            const RowEnd end = state.end(h);
-            if (mine && lane % 4 == 0 && params.lse != nullptr)
-                store_f32(params.lse + static_cast<i64>(item.head) * params.rows + row, end.lse());
-            u8* out = static_cast<u8*>(params.out.data) + row * params.out.token_stride +
-                      static_cast<i64>(item.head) * params.out.head_stride + lane % 4 * 16;
-            // A lane's own columns are pairs, eight apart: exchanged in fours, they are 16 bytes a store and whole sectors.
-            SAPWOOD_UNROLL for (u32 i = 0; i < Traits::kHeadDimV / 8; i += 4) {
-                u32 x[4];
-                SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) x[j] =
-                    pack2<Element>(state.out[i + j][h * 2] * end.inverse, state.out[i + j][h * 2 + 1] * end.inverse);
-                quad_transpose(x);
-                if (mine) store_16(out + i * 16, x[0], x[1], x[2], x[3]);
-            }
+            PairColumns::store<Element>(out_row(in_block) + lane % 4 * 16, in_block < item.rows, state.out, h, factor);
         }
+    }
+    /// The same by way of this warp's rows of Q in shared memory, which nobody needs any more: a third of the instructions.
+    SAPWOOD_DEVICE void write_over_query() {
+        using Tile = typename Traits::QTile;
+        constexpr u32 kColumns = Traits::kHeadDimV / 8, kRowsAtOnce = 32 / kColumns;
+        static_assert(kColumns <= Traits::kHeadDim / 8 && kColumns * kRowsAtOnce == 32);
+        state.reduce_sum();
+        const f32 factor[2] = {end_row(0), end_row(1)};
+        const u32 first = warp_id() * 16, block = query.stage * Traits::kQueryBytes + first * Tile::kPitch;
+        SAPWOOD_UNROLL for (u32 c = 0; c < kColumns; c += 2) {
+            u32 x[4];
+            SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) {
+                const f32(&pair)[4] = state.out[c + j / 2];
+                x[j] = pack2<Element>(pair[j % 2 * 2] * factor[j % 2], pair[j % 2 * 2 + 1] * factor[j % 2]);
+            }
+            stmatrix_x4(shared.address + block + Tile::offset(lane % 16, c + lane / 16), x);
+        }
+        warp_sync();
+        const u32 row = lane / kColumns, column = lane % kColumns;
+        U32x4 x[16 / kRowsAtOnce];
+        SAPWOOD_UNROLL for (u32 i = 0; i < 16 / kRowsAtOnce; ++i) {
+            x[i] = load_shared_16(shared.address + block + Tile::offset(row + i * kRowsAtOnce, column));
+        }
+        u8* to = out_row(first + row) + column * 16;
+        SAPWOOD_UNROLL for (u32 i = 0; i < 16 / kRowsAtOnce; ++i) {
+            if (first + row + i * kRowsAtOnce < item.rows) store_16(to, x[i].x, x[i].y, x[i].z, x[i].w);
+            to += kRowsAtOnce * params.out.token_stride;
+        }
+        fence_async_proxy();  // the copy engine writes there next
     }
 };
 

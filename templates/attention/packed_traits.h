@@ -15,8 +15,13 @@ namespace sapwood::kernel {
 template <class Config>
 struct PackedTraits : Config {
     using Element = typename Config::Element;
-    static constexpr abi::PackedShape kShape = {Config::kHeadDim,   Config::kHeadDimV, Config::kWarps,
-                                                Config::kProducers, Config::kBlockKv,  Config::kStages};
+    static constexpr abi::PackedShape kShape = {Config::kHeadDim,
+                                                Config::kHeadDimV,
+                                                Config::kWarps,
+                                                Config::kProducers,
+                                                Config::kBlockKv,
+                                                Config::kStages,
+                                                Config::kMainloop == abi::Mainloop::wgmma};
     static constexpr u32 kBlockQ = abi::packed_block_q(kShape);
     static constexpr u32 kComputeThreads = Config::kWarps * 32;
     static constexpr bool kWarpgroups = Config::kMainloop == abi::Mainloop::wgmma;
@@ -36,7 +41,8 @@ struct PackedTraits : Config {
     static constexpr u32 kKeyBytes = abi::packed_key_bytes(kShape);
     static constexpr u32 kValueBytes = abi::packed_value_bytes(kShape);
 
-    static constexpr u32 kKeys = kQueryBytes;  // Q comes first
+    static constexpr u32 kQueries = abi::packed_query_stages(kShape);
+    static constexpr u32 kKeys = kQueries * kQueryBytes;  // Q comes first
     static constexpr u32 kValues = kKeys + Config::kStages * kKeyBytes;
     static constexpr u32 kHeaders = kValues + Config::kStages * kValueBytes;
     static constexpr u32 kItem = kHeaders + Config::kStages * abi::kPackedHeaderBytes;
@@ -54,29 +60,30 @@ struct alignas(16) PackedItem {
     static constexpr u32 kStop = ~0u;
 };
 
-static_assert(sizeof(TileHeader) <= abi::kPackedHeaderBytes && sizeof(PackedItem) + 8 <= abi::kPackedItemBytes);
+static_assert(sizeof(TileHeader) <= abi::kPackedHeaderBytes && 2 * sizeof(PackedItem) + 8 <= abi::kPackedItemBytes);
 
 /// The block's shared memory, seen through the traits.
 template <class Traits>
 struct PackedShared {
     u8* base;
     u32 address;
-    Ring<1> query;
+    Ring<Traits::kQueries> query;
     Ring<Traits::kStages> keys, values;
 
     SAPWOOD_DEVICE PackedShared()
         : base(shared_memory()),
           address(shared_address(base)),
           query{address + Traits::kBarriers},
-          keys{address + Traits::kBarriers + 16},
-          values{address + Traits::kBarriers + 16 + Traits::kStages * 16} {}
+          keys{address + Traits::kBarriers + Traits::kQueries * 16},
+          values{address + Traits::kBarriers + (Traits::kQueries + Traits::kStages) * 16} {}
+    SAPWOOD_DEVICE u32 query_block(u32 stage) const { return address + stage * Traits::kQueryBytes; }
     SAPWOOD_DEVICE u32 key_tile(u32 stage) const { return address + Traits::kKeys + stage * Traits::kKeyBytes; }
     SAPWOOD_DEVICE u32 value_tile(u32 stage) const { return address + Traits::kValues + stage * Traits::kValueBytes; }
     SAPWOOD_DEVICE TileHeader& header(u32 stage) const {
         return *reinterpret_cast<TileHeader*>(base + Traits::kHeaders + stage * abi::kPackedHeaderBytes);
     }
-    SAPWOOD_DEVICE PackedItem& item() const { return *reinterpret_cast<PackedItem*>(base + Traits::kItem); }
-    SAPWOOD_DEVICE u32* mailbox() const { return reinterpret_cast<u32*>(base + Traits::kItem + sizeof(PackedItem)); }
+    SAPWOOD_DEVICE PackedItem& item(u32 stage) const { return reinterpret_cast<PackedItem*>(base + Traits::kItem)[stage]; }
+    SAPWOOD_DEVICE u32* mailbox() const { return reinterpret_cast<u32*>(&item(2)); }
 };
 
 }  // namespace sapwood::kernel

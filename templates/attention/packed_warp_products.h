@@ -21,26 +21,31 @@ struct PackedWarpProducts : PackedRows<Traits> {
     SAPWOOD_DEVICE void begin() const {}
     SAPWOOD_DEVICE void end() const {}
 
+    /// This item; then takes the next one.
     SAPWOOD_DEVICE void attend_item() {
         if constexpr (kQueryInRegisters) {
             SAPWOOD_UNROLL for (u32 step = 0; step < kSteps; ++step) ldmatrix_x4(query[step], query_address(step));
-            this->release(this->shared.query.empty(0));
+            this->release_query();
         }
         for (u32 tile = 0; tile < this->item.tiles; ++tile) {
             f32 s[kBlocks][4] = {};
             this->shared.keys.wait_full(this->keys);
             multiply_keys(s);
-            this->finish_scores(s, this->keys.stage);
+            this->finish_scores(s, this->keys.stage, this->shared.header(this->keys.stage).runs);
             this->release_keys();
-            f32 rescale[2];
-            if (this->weigh(s, rescale)) this->state.rescale_out(rescale[0], rescale[1]);
-            u32 p[kBlocks / 2][4];
-            Rows::pack(p, s);
+            typename Rows::Weights p;
+            if (tile == 0 || !this->try_weights(p, s)) {
+                f32 rescale[2];
+                if (this->weigh(s, rescale)) this->state.rescale_out(rescale[0], rescale[1]);
+                Rows::pack(p, s);
+            }
             this->shared.values.wait_full(this->values);
             multiply_values(p);
             this->release_values();
         }
-        if constexpr (!kQueryInRegisters) this->release(this->shared.query.empty(0));
+        if constexpr (!kQueryInRegisters) this->release_query();
+        this->write();
+        this->take_item();
     }
 
 private:

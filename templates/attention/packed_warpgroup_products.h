@@ -13,6 +13,7 @@ struct PackedWarpgroupProducts : PackedRows<Traits> {
     using Rows = PackedRows<Traits>;
     using Element = typename Traits::Element;
     using Rows::kBlocks;
+    using typename Rows::Weights;
     static constexpr u32 kKeys = Traits::kBlockKv;
     static_assert(Traits::kWarps == 8 && Traits::kProducers == 4, "two warpgroups that take turns, one that copies");
     static_assert(Traits::kHeadDim % 64 == 0 && Traits::kHeadDimV % 64 == 0 && (kKeys == 64 || kKeys == 128));
@@ -22,56 +23,92 @@ struct PackedWarpgroupProducts : PackedRows<Traits> {
     SAPWOOD_DEVICE void begin() const { kTurns.begin(); }
     SAPWOOD_DEVICE void end() const { kTurns.end(); }
 
+    /// This item; then takes the next one.
     SAPWOOD_DEVICE void attend_item() {
         f32 s[kBlocks][4];
-        u32 p[kBlocks / 2][4];
+        Weights even, odd;  // of tiles
         f32 rescale[2];
-        this->shared.keys.wait_full(this->keys);
+        const u32 runs = wait_keys();
         wgmma_fence();
         multiply_keys(s);
         wgmma_wait<0>();
-        wgmma_settled(s);
-        this->finish_scores(s, this->keys.stage);
-        this->release_keys();
+        finish_keys(s, runs);
         this->weigh(s, rescale);  // whatever it raised, there is no output yet
-        Rows::pack(p, s);
-        SAPWOOD_NO_UNROLL for (u32 tile = 1; tile < this->item.tiles; ++tile) {
-            this->shared.keys.wait_full(this->keys);
-            kTurns.wait();
-            wgmma_fence();
-            multiply_keys(s);
-            this->shared.values.wait_full(this->values);
-            wgmma_fence();
-            multiply_values(p);
-            kTurns.pass();
-            wgmma_wait<1>();
-            wgmma_settled(s);
-            this->finish_scores(s, this->keys.stage);
-            this->release_keys();
-            const bool raised = this->weigh(s, rescale);
-            wgmma_wait<0>();
-            settle_out();
-            this->release_values();
-            Rows::pack(p, s);
-            if (raised) this->state.rescale_out(rescale[0], rescale[1]);
+        Rows::pack(even, s);
+        for (u32 left = this->item.tiles - 1; left != 0; --left) {
+            attend_tile(s, odd, even);
+            if (--left == 0) break;
+            attend_tile(s, even, odd);
         }
-        this->release(this->shared.query.empty(0));
+        if (!kWriteOverQuery) this->release_query();
         this->shared.values.wait_full(this->values);
-        wgmma_fence();
-        multiply_values(p);
+        if (this->item.tiles % 2 == 0) {
+            wgmma_fence();
+            multiply_values(odd);
+        } else {
+            wgmma_fence();
+            multiply_values(even);
+        }
         wgmma_wait<0>();
         settle_out();
         this->release_values();
+        if constexpr (kWriteOverQuery) {
+            this->write_over_query();
+            this->release_query();
+        } else {
+            this->write();
+        }
+        this->take_item();
     }
 
 private:
     static constexpr Turns kTurns{1};
+    /// Where the next item's Q has a place of its own, and the result fits.
+    static constexpr bool kWriteOverQuery =
+        Traits::kQueries == 2 && Traits::kHeadDimV <= Traits::kHeadDim && 256 % Traits::kHeadDimV == 0;
 
+    /// The runs of the tile, looked up before a warpgroup waits for its turn.
+    SAPWOOD_DEVICE u32 wait_keys() const {
+        this->shared.keys.wait_full(this->keys);
+        return this->shared.header(this->keys.stage).runs;
+    }
+    /// Scores are there: mask, and what they were made from goes back.
+    SAPWOOD_DEVICE void finish_keys(f32 (&s)[kBlocks][4], u32 runs) {
+        wgmma_settled(s);
+        this->finish_scores(s, this->keys.stage, runs);
+        this->release_keys();
+    }
+    /// Scores of a tile become `weights` while those of the tile `before` are multiplied by their values.
+    SAPWOOD_DEVICE void attend_tile(f32 (&s)[kBlocks][4], Weights& weights, Weights& before) {
+        const u32 runs = wait_keys();
+        kTurns.wait();
+        wgmma_fence();
+        multiply_keys(s);
+        this->shared.values.wait_full(this->values);
+        wgmma_fence();
+        multiply_values(before);
+        kTurns.pass();
+        wgmma_wait<1>();
+        finish_keys(s, runs);
+        bool raised = false;
+        f32 rescale[2];
+        if (!this->try_weights(weights, s)) {
+            raised = this->weigh(s, rescale);
+            Rows::pack(weights, s);
+        }
+        wgmma_wait<0>();
+        settle_out();
+        // Until now they were read: without this the compiler gives their registers to the new ones.
+        SAPWOOD_UNROLL for (u32 c = 0; c < kBlocks / 2; ++c) wgmma_settled(before[c]);
+        this->release_values();
+        if (raised) this->state.rescale_out(rescale[0], rescale[1]);
+    }
     SAPWOOD_DEVICE void multiply_keys(f32 (&s)[kBlocks][4]) {
         kernel::multiply_keys<Element, Traits::kHeadDim, typename Traits::QTile, typename Traits::KTile>(
-            s, this->shared.address + warp_id() / 4 * 64 * Traits::QTile::kPitch, this->shared.key_tile(this->keys.stage));
+            s, this->shared.query_block(this->query.stage) + warp_id() / 4 * 64 * Traits::QTile::kPitch,
+            this->shared.key_tile(this->keys.stage));
     }
-    SAPWOOD_DEVICE void multiply_values(u32 (&p)[kBlocks / 2][4]) {
+    SAPWOOD_DEVICE void multiply_values(const Weights& p) {
         kernel::multiply_values<Element, typename Traits::VTile>(this->state.out, p, this->shared.value_tile(this->values.stage));
     }
     SAPWOOD_DEVICE void settle_out() { wgmma_settled(this->state.out); }

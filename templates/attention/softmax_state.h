@@ -66,6 +66,16 @@ struct SoftmaxState {
         return true;
     }
 
+    /// The same of row `half` of this lane's two.
+    SAPWOOD_DEVICE bool raise_row(u32 half, f32 m, f32& factor) {
+        if (!warp_any(m > maximum[half] + kSlack)) return false;
+        m = max_f32(quad_max(m), maximum[half]);
+        factor = exp2_approx(maximum[half] - finite(m));
+        maximum[half] = m;
+        sum[half] *= factor;
+        return true;
+    }
+
     /// Scores to weights, exp2(score * factor - maximum), which the sums take in.
     template <u32 kScores>
     SAPWOOD_DEVICE void exponentials(f32 (&s)[kScores][4], f32 factor) {
@@ -81,6 +91,48 @@ struct SoftmaxState {
         sum[0] += added[0] + added[1];
         sum[1] += added[2] + added[3];
     }
+
+    /// The same of row `half` of this lane's two.
+    template <u32 kScores, class Under>
+    SAPWOOD_DEVICE void exponentials_of_row(u32 half, f32 (&s)[kScores][4], f32 factor, const Under& under) {
+        const f32 z = -finite(maximum[half]);
+        f32 added[2] = {};
+        SAPWOOD_UNROLL for (u32 i = 0; i < kScores; ++i) {
+            SAPWOOD_UNROLL for (u32 j = 0; j < 2; ++j) {
+                f32& weight = s[i][half * 2 + j];
+                weight = exp2_approx(fma_f32(weight, factor, z));
+                added[j] += weight;
+            }
+            under(i);
+        }
+        sum[half] += added[0] + added[1];
+    }
+
+    /// Weights by the maxima as they are, without a look at the scores first; `take(i, weights)` gets those of s[i]. False, and
+    /// nothing added to the sums, if some weight of the warp may be larger than 2^(kSlack + 6), which fp16 and the sums can hold:
+    /// then some score exceeds its row's maximum by more than kSlack (a lane has at most 32 of a row), so that raise() takes it
+    /// over. The scores stay as they are. To a row without a maximum any score is too large.
+    template <u32 kScores, class Take>
+    SAPWOOD_DEVICE bool try_exponentials(const f32 (&s)[kScores][4], f32 factor, const Take& take) {
+        static_assert(kScores <= 16);
+        constexpr f32 kMost = 1 << (static_cast<u32>(kSlack) + 6);
+        const f32 z[2] = {maximum[0] == -infinity() ? kLarge : -maximum[0], maximum[1] == -infinity() ? kLarge : -maximum[1]};
+        f32 added[4] = {};
+        SAPWOOD_UNROLL for (u32 i = 0; i < kScores; ++i) {
+            f32 weight[4];
+            SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) {
+                weight[j] = exp2_approx(fma_f32(s[i][j], factor, z[j / 2]));
+                added[j] += weight[j];
+            }
+            take(i, weight);
+        }
+        const f32 x = added[0] + added[1], y = added[2] + added[3];
+        if (warp_any(!(x < kMost) || !(y < kMost))) return false;
+        sum[0] += x;
+        sum[1] += y;
+        return true;
+    }
+    static constexpr f32 kLarge = 1e38f;  // -inf + kLarge is -inf, and every score + kLarge overflows exp2
 
     SAPWOOD_DEVICE void reduce_sum() {
         SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {

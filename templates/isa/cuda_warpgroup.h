@@ -64,7 +64,18 @@ SAPWOOD_DEVICE void bulk_wait() { asm volatile("cp.async.bulk.wait_group 0;" :::
 /// Orders what this thread's bulk copies have done to global memory, or what it knows of those of others, and what is done by the
 /// other of the two ways afterwards.
 SAPWOOD_DEVICE void fence_async_proxy_global() { asm volatile("fence.proxy.async.global;" ::: "memory"); }
-/// Four 8x8 matrices of 16-bit elements, each transposed; lane l gives the address of (stored) row l%8 of matrix l/8.
+SAPWOOD_DEVICE U32x4 load_shared_16(u32 shared) {
+    U32x4 r;
+    asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];" : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w) : "r"(shared) : "memory");
+    return r;
+}
+/// Four 8x8 matrices of 16-bit elements, from where ldmatrix_x4 would put them; lane l gives the address of row l%8 of matrix l/8.
+SAPWOOD_DEVICE void stmatrix_x4(u32 shared, const u32 (&r)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared), "r"(r[0]), "r"(r[1]), "r"(r[2]),
+                 "r"(r[3])
+                 : "memory");
+}
+/// The same, each transposed; lane l gives the address of (stored) row l%8 of matrix l/8.
 SAPWOOD_DEVICE void stmatrix_x4_trans(u32 shared, const u32 (&r)[4]) {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(shared), "r"(r[0]), "r"(r[1]),
                  "r"(r[2]), "r"(r[3])

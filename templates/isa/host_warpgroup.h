@@ -53,6 +53,19 @@ template <u32 kPending>
 inline void bulk_wait_read() {}
 inline void bulk_wait() {}
 inline void fence_async_proxy_global() {}
+inline U32x4 load_shared_16(u32 shared) {
+    U32x4 r;
+    __builtin_memcpy(&r, host_shared(*host_self()->block, shared, 16, 16), 16);
+    return r;
+}
+inline void stmatrix_x4(u32 shared, const u32 (&r)[4]) {
+    const HostThread* self = host_self();
+    for (u32 matrix = 0; matrix < 4; ++matrix) {  // this lane's pair of elements goes to row lane / 4
+        const u32 row = shfl(shared, matrix * 8 + self->lane / 4);
+        __builtin_memcpy(host_shared(*self->block, row, 16, 16) + self->lane % 4 * 4, &r[matrix], 4);
+    }
+    warp_sync();
+}
 inline void stmatrix_x4_trans(u32 shared, const u32 (&r)[4]) {
     const HostThread* self = host_self();
     for (u32 matrix = 0; matrix < 4; ++matrix) {
