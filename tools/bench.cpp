@@ -11,13 +11,11 @@
 namespace sapwood::tool {
 namespace {
 
-constexpr int kCalls = 20;                        // a graph
 constexpr std::size_t kFlushBytes = 256'000'000;  // written between cold runs: five times the L2 of an H100
-constexpr double kRotateBytes = 200e6;            // KV copies together, so that none of a copy is in L2 when its turn comes
 constexpr double kRotateLimit = 400e6;            // one copy of this size already flushes the L2 by itself
 constexpr double kFlopsPerUs = 600e6;
 
-struct Options {
+struct BenchOptions {
     Selection cases;
     JsonLines json;
     std::string target = "cuda", config, modes = "cold,warm,rotate", exact_limit = "8GB", cache, passes = "fwd,bwd",
@@ -48,7 +46,7 @@ void step(Forest& forest) {
 
 class Bench {
 public:
-    Bench(Engine& engine, DevicePtr device, const Options& options)
+    Bench(Engine& engine, DevicePtr device, const BenchOptions& options)
         : engine_(engine), device_(device), options_(options), stream_(device), flush_(device, kFlushBytes) {}
 
     bool wants(const char* mode) const { return options_.modes.find(mode) != std::string::npos; }
@@ -94,7 +92,8 @@ public:
                 [&](int i) { device_->fill(flush_.address(), static_cast<std::uint8_t>(i), kFlushBytes, stream_.get()); },
                 [&](int) { launch(tensors.tensors()); });
         if (wants("warm"))
-            times.warm = time_graphs({std::vector<DecodeTensors>(kCalls, tensors.tensors())}, samples(once * kCalls), launch);
+            times.warm =
+                time_graphs({std::vector<DecodeTensors>(kGraphCalls, tensors.tensors())}, samples(once * kGraphCalls), launch);
 
         const double copy = static_cast<double>(which.kv_bytes());
         if (!wants("rotate") || copy > kRotateLimit || copy == 0 || !inputs) return;
@@ -104,12 +103,12 @@ public:
         for (int i = 0; i < copies; ++i)
             kv.push_back({DeviceBuffer(device_, inputs->k.data(), inputs->k.bytes()),
                           DeviceBuffer(device_, inputs->v.data(), inputs->v.bytes())});
-        std::vector<std::vector<DecodeTensors>> graphs(static_cast<std::size_t>((copies + kCalls - 1) / kCalls));
+        std::vector<std::vector<DecodeTensors>> graphs(static_cast<std::size_t>((copies + kGraphCalls - 1) / kGraphCalls));
         int next = 0;
         for (auto& graph : graphs)
-            for (int i = 0; i < kCalls; ++i, ++next)
+            for (int i = 0; i < kGraphCalls; ++i, ++next)
                 graph.push_back(tensors.tensors_with(kv[static_cast<std::size_t>(next % copies)]));
-        times.rotate = time_graphs(graphs, samples(once * kCalls), launch);
+        times.rotate = time_graphs(graphs, samples(once * kGraphCalls), launch);
     }
 
 private:
@@ -125,14 +124,14 @@ private:
         };
         for (int i = 0; i < static_cast<int>(graphs.size()) + 2; ++i) replay(i);
         std::vector<double> times = stream_.time(samples, nullptr, replay);
-        for (double& time : times) time /= kCalls;
+        for (double& time : times) time /= kGraphCalls;
         stream_.destroy_graphs();
         return times;
     }
 
     Engine& engine_;
     DevicePtr device_;
-    const Options& options_;
+    const BenchOptions& options_;
     GpuStream stream_;
     DeviceBuffer flush_;
 };
@@ -172,7 +171,7 @@ private:
     std::map<std::string, Group> groups_;
 };
 
-int bench(Options& options) {
+int bench(BenchOptions& options) {
     if (support::is_packed_workload(options.cases.file))
         return bench_packed(options.cases, options.json,
                             {.target = options.target,
@@ -277,7 +276,7 @@ int bench(Options& options) {
 }  // namespace
 
 void add_bench(CLI::App& app, Action& action) {
-    auto options = std::make_shared<Options>();
+    auto options = std::make_shared<BenchOptions>();
     CLI::App* sub =
         app.add_subcommand("bench", "time cases on a GPU: cold L2 by events, warm and rotating KV as CUDA graphs of 20 calls");
     options->cases.add_options(*sub);

@@ -14,8 +14,6 @@
 namespace sapwood::tool {
 namespace {
 
-constexpr int kCalls = 20;              // a graph
-constexpr double kRotateBytes = 200e6;  // copies together: four times the L2 of an H100, so that none is in it when its turn comes
 constexpr std::int64_t kBlock = 999'983;  // values before they repeat: prime, so that no two parts of a row are alike
 constexpr std::int64_t kHostRows = 24;
 
@@ -43,7 +41,7 @@ constexpr Case kCases[] = {
     {"dim 64", 8192, 48, 64, 2, kBf16, kBf16, MergeLayout::separate},
 };
 
-struct Options {
+struct MergeBenchOptions {
     std::string target = "cuda", cache;
     double bandwidth = 3.0, budget = 0.5;
     JsonLines json;
@@ -216,12 +214,12 @@ private:
 /// Microseconds a call: graphs of 20 calls whose memory takes turns.
 std::vector<double> time_calls(Engine& engine, GpuStream& stream, const Problem& problem, const std::vector<Copy>& copies,
                                double budget) {
-    const std::size_t count = (copies.size() + kCalls - 1) / kCalls;
+    const std::size_t count = (copies.size() + kGraphCalls - 1) / kGraphCalls;
     std::vector<void*> graphs;
     std::size_t next = 0;
     for (std::size_t i = 0; i < count; ++i)
         graphs.push_back(stream.capture([&](void* on) {
-            for (int call = 0; call < kCalls; ++call)
+            for (int call = 0; call < kGraphCalls; ++call)
                 engine.merge_states(problem.problem(), copies[next++ % copies.size()].tensors(), problem.which.rows, on);
         }));
     const auto replay = [&](int i) {
@@ -230,12 +228,12 @@ std::vector<double> time_calls(Engine& engine, GpuStream& stream, const Problem&
     for (int i = 0; i < static_cast<int>(count) + 2; ++i) replay(i);
     const double once = median(stream.time(3, nullptr, replay));
     std::vector<double> times = stream.time(static_cast<int>(std::clamp(budget * 1e6 / once, 7.0, 200.0)), nullptr, replay);
-    for (double& time : times) time /= kCalls;
+    for (double& time : times) time /= kGraphCalls;
     stream.destroy_graphs();
     return times;
 }
 
-int bench_merge(Options& options) {
+int bench_merge(MergeBenchOptions& options) {
     Engine engine({.target = options.target, .cache_dir = options.cache});
     if (!engine.has_device()) throw Stop{kNotPossible, "bench-merge needs a target that can launch, not " + options.target};
     const DevicePtr device = device_of(options.target, true);
@@ -244,7 +242,7 @@ int bench_merge(Options& options) {
     std::FILE* notes = options.json.to_stdout() ? stderr : stdout;
     std::fprintf(notes,
                  "%s; floor = bytes that are read or written at %.2f TB/s; graphs of %d calls, no call's bytes in L2; medians\n",
-                 engine.device_name().c_str(), options.bandwidth, kCalls);
+                 engine.device_name().c_str(), options.bandwidth, kGraphCalls);
     Table table({{"case", -32}, {"kernel", -40}, {"MB", 8}, {"floor us", 9}, {"us", 9}, {"GB/s", 7}, {"of floor", 8}, {"error", 8}},
                 notes);
     std::size_t failed = 0;
@@ -278,7 +276,7 @@ int bench_merge(Options& options) {
 }  // namespace
 
 void add_bench_merge(CLI::App& app, Action& action) {
-    auto options = std::make_shared<Options>();
+    auto options = std::make_shared<MergeBenchOptions>();
     CLI::App* sub =
         app.add_subcommand("bench-merge", "time merges of partial results on a GPU against a copy of their bytes, checked");
     sub->add_option("--target", options->target, "cuda, cuda:N, or host (only checks)")->capture_default_str();

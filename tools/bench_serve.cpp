@@ -17,7 +17,7 @@
 namespace sapwood::tool {
 namespace {
 
-struct Options {
+struct ServeBenchOptions {
     std::string target = "auto", policies = "blocking,background", bundle;
     int calls = 6000, pace_us = 1000, repeats = 5;
     unsigned threads = 0;
@@ -75,7 +75,7 @@ struct Stream {
     std::size_t wrong = 0;
 };
 
-Stream run_stream(const Options& options, CompilePolicy policy) {
+Stream run_stream(const ServeBenchOptions& options, CompilePolicy policy) {
     const TemporaryCache cache;
     Engine engine({.target = options.target, .cache_dir = cache.path, .compile = policy, .compile_threads = options.threads});
     const DevicePtr device = device_of(options.target, engine.has_device());
@@ -162,7 +162,7 @@ double launch_overhead(Engine& engine, DecodePlan& plan, const DecodeTensors& te
 }
 
 /// Milliseconds from nothing to the first launch, kernel from a bundle, no disk cache.
-void time_startup(const Options& options) {
+void time_startup(const ServeBenchOptions& options) {
     const double begin = now_ms();
     if (options.target != "host" && cuda::device_count() > 0) cuda::Device::open(0)->synchronize(nullptr);
     const double driver = now_ms() - begin;
@@ -215,7 +215,7 @@ void time_startup(const Options& options) {
     }
 }
 
-int bench_serve(const Options& options) {
+int bench_serve(const ServeBenchOptions& options) {
     if (!options.json) time_startup(options);
     Table table({{"policy", -20},
                  {"calls", 6},
@@ -266,7 +266,7 @@ int bench_serve(const Options& options) {
 }  // namespace
 
 void add_bench_serve(CLI::App& app, Action& action) {
-    auto options = std::make_shared<Options>();
+    auto options = std::make_shared<ServeBenchOptions>();
     CLI::App* sub = app.add_subcommand(
         "bench-serve", "time a start from a bundle, and the waits of a changing workload by compile policy, results checked");
     sub->add_option("--target", options->target, "auto, host, cuda, cuda:N")->capture_default_str();

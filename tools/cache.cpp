@@ -7,7 +7,7 @@
 namespace sapwood::tool {
 namespace {
 
-struct Options {
+struct CacheOptions {
     std::string directory, max = "1GiB", max_age, bundle, digest;
     bool json = false;
 };
@@ -20,9 +20,9 @@ std::string age_text(std::int64_t mtime) {
     return text("%.0f d", seconds / 86400);
 }
 
-jit::DiskCache open(const Options& options) { return jit::DiskCache(std::filesystem::path(options.directory)); }
+jit::DiskCache open(const CacheOptions& options) { return jit::DiskCache(std::filesystem::path(options.directory)); }
 
-int list(const Options& options, bool verify) {
+int list(const CacheOptions& options, bool verify) {
     const jit::DiskCache cache = open(options);
     const auto entries = cache.list(verify);
     Table table({{"digest", -12},
@@ -68,7 +68,7 @@ int list(const Options& options, bool verify) {
     return damaged ? kCheckFailed : kOk;
 }
 
-int verify_bundle(const Options& options) {
+int verify_bundle(const CacheOptions& options) {
     std::string fault;
     const auto bundle = jit::Bundle::open(options.bundle, &fault);
     std::vector<std::string> faults = bundle ? bundle->verify() : std::vector{fault};
@@ -81,9 +81,9 @@ int verify_bundle(const Options& options) {
     return faults.empty() ? kOk : kCheckFailed;
 }
 
-int verify(const Options& options) { return options.bundle.empty() ? list(options, true) : verify_bundle(options); }
+int verify(const CacheOptions& options) { return options.bundle.empty() ? list(options, true) : verify_bundle(options); }
 
-int collect(const Options& options) {
+int collect(const CacheOptions& options) {
     const auto age = options.max_age.empty() ? std::chrono::seconds::max()
                                              : std::chrono::seconds(static_cast<std::int64_t>(parse_seconds(options.max_age)));
     const std::uint64_t removed = open(options).collect(parse_bytes(options.max), age);
@@ -91,7 +91,7 @@ int collect(const Options& options) {
     return kOk;
 }
 
-int clear(const Options& options) {
+int clear(const CacheOptions& options) {
     std::printf("removed %llu entries\n", static_cast<unsigned long long>(open(options).clear()));
     return kOk;
 }
@@ -99,16 +99,16 @@ int clear(const Options& options) {
 }  // namespace
 
 void add_cache(CLI::App& app, Action& action) {
-    auto options = std::make_shared<Options>();
+    auto options = std::make_shared<CacheOptions>();
     CLI::App* sub = app.add_subcommand("cache", "the kernel cache on disk");
     sub->require_subcommand(1);
-    const auto add = [&](const char* name, const char* help, std::function<int(const Options&)> body) {
+    const auto add = [&](const char* name, const char* help, std::function<int(const CacheOptions&)> body) {
         CLI::App* verb = sub->add_subcommand(name, help);
         verb->add_option("--cache-dir", options->directory, "directory (default: as `sapwood doctor` says)");
         verb->callback([options, &action, body] { action = [options, body] { return body(*options); }; });
         return verb;
     };
-    CLI::App* ls = add("ls", "list the entries", [](const Options& o) { return list(o, false); });
+    CLI::App* ls = add("ls", "list the entries", [](const CacheOptions& o) { return list(o, false); });
     CLI::App* check = add("verify", "check every byte of every entry, or of a bundle; exit code 1 if anything is damaged", verify);
     for (CLI::App* verb : {ls, check}) verb->add_flag("--json", options->json, "JSON lines");
     check->add_option("--bundle", options->bundle, "a bundle (.swb) in place of the cache");

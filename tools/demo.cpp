@@ -8,7 +8,7 @@
 namespace sapwood::tool {
 namespace {
 
-struct Options {
+struct DemoOptions {
     std::string workloads = "tests/workloads", cache;
 };
 
@@ -51,7 +51,7 @@ bool show(Engine& engine, const DevicePtr& device, const support::DecodeCase& wh
 }
 
 /// Without a GPU: the same problem for every SM, as far as a compiler can tell.
-void compile_for_all(const Options& options, const support::DecodeCase& which) {
+void compile_for_all(const DemoOptions& options, const support::DecodeCase& which) {
     std::printf("\n== the same problem compiled by NVRTC: %s\n", which.title().c_str());
     Table table(
         {{"target", -8}, {"registers", 9}, {"spills", 8}, {"shared", 9}, {"threads", 7}, {"blocks/SM", 9}, {"kernel", -40}});
@@ -78,7 +78,7 @@ void compile_for_all(const Options& options, const support::DecodeCase& which) {
     std::printf("key      %s\n", key.c_str());
 }
 
-int demo(const Options& options) {
+int demo(const DemoOptions& options) {
     const std::string trees = options.workloads + "/fasttree.json", forests = options.workloads + "/fewshot.json";
     Engine engine({.cache_dir = options.cache});
     const DevicePtr device = device_of("auto", engine.has_device());
@@ -99,7 +99,7 @@ int demo(const Options& options) {
 }  // namespace
 
 void add_demo(CLI::App& app, Action& action) {
-    auto options = std::make_shared<Options>();
+    auto options = std::make_shared<DemoOptions>();
     CLI::App* sub = app.add_subcommand("demo", "a FastTree tree and a forest with two roots, from plan to checked result");
     sub->add_option("--workloads", options->workloads, "directory of the workload files")->capture_default_str();
     sub->add_option("--cache-dir", options->cache, "kernel cache");

@@ -14,6 +14,11 @@ namespace sapwood::tool {
 
 using DevicePtr = std::shared_ptr<cuda::Device>;
 
+/// Of a captured graph that is timed.
+inline constexpr int kGraphCalls = 20;
+/// Copies of the data together, four times the L2 of an H100: none of a copy is in it when its turn comes.
+inline constexpr double kRotateBytes = 200e6;
+
 /// The device that an Engine of this target launches on; null if it launches on none ("host", "sm_90a", or no GPU).
 DevicePtr device_of(const std::string& target, bool engine_has_device);
 

@@ -17,7 +17,7 @@ extern char** environ;
 namespace sapwood::tool {
 namespace {
 
-struct Options {
+struct InspectOptions {
     Selection cases;
     std::string target = "auto", config, cache;
     bool source = false, sass = false, plan = false, json = false;
@@ -60,7 +60,7 @@ void print_resources(const KernelReport& kernel) {
                     kernel.blocks_per_sm > 0 ? "" : " (calculated)");
 }
 
-int inspect_case(Options& options) {
+int inspect_case(InspectOptions& options) {
     options.cases.limit = 1;
     const auto [spec, variant] = options.cases.items().front();
     const support::DecodeCase which = support::build_case(spec, variant, options.cases.build_options());
@@ -87,7 +87,7 @@ int inspect_case(Options& options) {
     return kOk;
 }
 
-int inspect_bundle(const Options& options) {
+int inspect_bundle(const InspectOptions& options) {
     std::string fault;
     const auto bundle = jit::Bundle::open(options.cases.file, &fault);
     if (!bundle) throw Stop{kCheckFailed, options.cases.file + ": " + fault};
@@ -131,7 +131,7 @@ int inspect_bundle(const Options& options) {
 }
 
 /// A cache entry by its file, by the beginning of its digest, or by its key text.
-int inspect_entry(Options& options) {
+int inspect_entry(InspectOptions& options) {
     if (options.source || options.plan)
         throw Stop{kUsage, "--source and --plan need a workload file; an entry holds the compiled kernel only"};
     const jit::DiskCache cache(std::filesystem::path(options.cache));
@@ -167,7 +167,7 @@ int inspect_entry(Options& options) {
 }  // namespace
 
 void add_inspect(CLI::App& app, Action& action) {
-    auto options = std::make_shared<Options>();
+    auto options = std::make_shared<InspectOptions>();
     CLI::App* sub = app.add_subcommand(
         "inspect", "show a kernel: of a case of a workload file, or of a cache entry by key or digest; or what is in a bundle");
     options->cases.add_options(*sub, false);

@@ -9,12 +9,12 @@
 namespace sapwood::tool {
 namespace {
 
-struct Options {
+struct MergeOptions {
     std::vector<std::string> inputs;
     std::string out;
 };
 
-int merge_bundles(const Options& options) {
+int merge_bundles(const MergeOptions& options) {
     std::vector<jit::BundleContents> bundles;
     for (const std::string& input : options.inputs) {
         std::string fault;
@@ -33,7 +33,7 @@ int merge_bundles(const Options& options) {
     return kOk;
 }
 
-int merge_databases(const Options& options) {
+int merge_databases(const MergeOptions& options) {
     const std::vector<std::filesystem::path> inputs(options.inputs.begin(), options.inputs.end());
     const tune::MergeReport report = tune::merge_databases(inputs, options.out);
     std::printf("%zu buckets of %zu environments, %zu of them from more than one input\n", report.records, report.environments,
@@ -46,7 +46,7 @@ int merge_databases(const Options& options) {
 struct Kind {
     const char* name;
     bool (*is)(const std::string& input);
-    int (*merge)(const Options& options);
+    int (*merge)(const MergeOptions& options);
 };
 
 constexpr Kind kKinds[] = {
@@ -54,7 +54,7 @@ constexpr Kind kKinds[] = {
     {"tuning database (directory)", [](const std::string& input) { return std::filesystem::is_directory(input); }, merge_databases},
 };
 
-int merge(const Options& options) {
+int merge(const MergeOptions& options) {
     std::string names;
     for (const Kind& kind : kKinds) {
         if (std::all_of(options.inputs.begin(), options.inputs.end(), kind.is)) return kind.merge(options);
@@ -66,7 +66,7 @@ int merge(const Options& options) {
 }  // namespace
 
 void add_merge(CLI::App& app, Action& action) {
-    auto options = std::make_shared<Options>();
+    auto options = std::make_shared<MergeOptions>();
     CLI::App* sub =
         app.add_subcommand("merge",
                            "join bundles (of two kernels that differ the first stays), or tuning databases (shards of one "

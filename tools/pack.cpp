@@ -12,14 +12,14 @@
 namespace sapwood::tool {
 namespace {
 
-struct Options {
+struct PackOptions {
     KernelSet kernels;
     std::string out, cache, tune;
     unsigned jobs = 0;
 };
 
 /// Compiles or fetches what the set names; how many failed.
-std::size_t pack_set(jit::BundleContents& contents, const Options& options) {
+std::size_t pack_set(jit::BundleContents& contents, const PackOptions& options) {
     auto targets = options.kernels.resolve({.cache_dir = options.cache});
     std::vector<std::pair<Engine*, std::string>> jobs;
     std::size_t failed = 0, done = 0;
@@ -50,7 +50,7 @@ std::size_t pack_set(jit::BundleContents& contents, const Options& options) {
     return failed;
 }
 
-int pack(const Options& options) {
+int pack(const PackOptions& options) {
     jit::BundleContents contents = empty_bundle();
     std::size_t failed = 0;
     if (options.kernels.given()) {
@@ -77,7 +77,7 @@ int pack(const Options& options) {
 }  // namespace
 
 void add_pack(CLI::App& app, Action& action) {
-    auto options = std::make_shared<Options>();
+    auto options = std::make_shared<PackOptions>();
     CLI::App* sub =
         app.add_subcommand("pack",
                            "write a read-only bundle: the kernels of an engine configuration, a trace or a list of keys, or "

@@ -8,7 +8,7 @@
 namespace sapwood::tool {
 namespace {
 
-struct Options {
+struct RunOptions {
     Selection cases;
     JsonLines json;
     std::string target = "auto", config, cache, passes = "fwd,bwd", backward_config;
@@ -18,7 +18,7 @@ struct Options {
     std::uint64_t schedule_seed = 0;
 };
 
-int run(Options& options) {
+int run(RunOptions& options) {
     if (support::is_packed_workload(options.cases.file))
         return run_packed(options.cases, options.json,
                           {.target = options.target,
@@ -115,7 +115,7 @@ int run(Options& options) {
 }  // namespace
 
 void add_run(CLI::App& app, Action& action) {
-    auto options = std::make_shared<Options>();
+    auto options = std::make_shared<RunOptions>();
     CLI::App* sub =
         app.add_subcommand("run", "run cases of a workload file; compile them only, if the target is an SM that is not here");
     options->cases.add_options(*sub);

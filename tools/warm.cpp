@@ -9,14 +9,14 @@
 namespace sapwood::tool {
 namespace {
 
-struct Options {
+struct WarmOptions {
     KernelSet kernels;
     std::string cache;
     unsigned jobs = 0;
     bool list = false, json = false;
 };
 
-int list(const std::map<std::string, KernelSet::Target>& targets, const Options& options) {
+int list(const std::map<std::string, KernelSet::Target>& targets, const WarmOptions& options) {
     std::size_t count = 0, plans = 0, faults = 0;
     for (const auto& [name, target] : targets) {
         for (const std::string& key : target.keys) std::printf("%s\n", key.c_str());
@@ -27,7 +27,7 @@ int list(const std::map<std::string, KernelSet::Target>& targets, const Options&
     return faults ? kCheckFailed : kOk;
 }
 
-int warm(const Options& options) {
+int warm(const WarmOptions& options) {
     const double begin = now_ms();
     auto targets = options.kernels.resolve({.cache_dir = options.cache});
     const double planned = now_ms();
@@ -83,7 +83,7 @@ int warm(const Options& options) {
 }  // namespace
 
 void add_warm(CLI::App& app, Action& action) {
-    auto options = std::make_shared<Options>();
+    auto options = std::make_shared<WarmOptions>();
     CLI::App* sub = app.add_subcommand(
         "warm",
         "compile every kernel that an engine configuration, a trace or a list of keys needs, for the targets named; no GPU needed");

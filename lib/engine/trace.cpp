@@ -18,7 +18,7 @@ namespace sapwood {
 namespace {
 
 using nlohmann::json;
-constexpr int kSchema = 1;
+constexpr int kTraceSchema = 1;
 constexpr const char* kBuckets = "half-octaves/1";
 constexpr std::int64_t kMaxNodes = 1 << 24;  // of a forest that is built again
 
@@ -140,7 +140,7 @@ Forest TraceProblem::forest() const {
 }
 
 std::string write_trace(const std::vector<TraceProblem>& problems, std::uint64_t dropped) {
-    std::string text = json{{"sapwood_trace", kSchema}, {"buckets", kBuckets}, {"dropped", dropped}}.dump() + "\n";
+    std::string text = json{{"sapwood_trace", kTraceSchema}, {"buckets", kBuckets}, {"dropped", dropped}}.dump() + "\n";
     for (const TraceProblem& record : problems) {
         const DecodeProblem& problem = record.problem;
         json tree = json::array();
@@ -177,9 +177,9 @@ void read_trace_lines(const std::filesystem::path& path, const std::function<voi
             const json line = json::parse(text);
             if (number > 1) {
                 take(line);
-            } else if (line.at("sapwood_trace").get<int>() != kSchema) {
+            } else if (line.at("sapwood_trace").get<int>() != kTraceSchema) {
                 raise(ErrorCode::kIo,
-                      "schema " + line.at("sapwood_trace").dump() + "; this reader knows " + std::to_string(kSchema));
+                      "schema " + line.at("sapwood_trace").dump() + "; this reader knows " + std::to_string(kTraceSchema));
             }
         } catch (const std::exception& error) {
             raise(ErrorCode::kIo, "trace " + path.string() + ", line " + std::to_string(number) + ": " + error.what());

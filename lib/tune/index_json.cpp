@@ -12,7 +12,7 @@ namespace sapwood::tune {
 namespace {
 
 using nlohmann::json;
-constexpr int kSchema = 1;
+constexpr int kIndexSchema = 1;
 constexpr std::size_t kRanked = 6;  // kept a bucket
 
 }  // namespace
@@ -36,8 +36,8 @@ std::string index_text(const Environment& environment, std::span<const Record> r
     }
     std::sort(choices.begin(), choices.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
     // A line a configuration and a bucket: a change of a choice is a change of a line.
-    std::string text = "{\"schema\":" + std::to_string(kSchema) + ",\n\"environment\":" + json::parse(to_json(environment)).dump() +
-                       ",\n\"configs\":[";
+    std::string text = "{\"schema\":" + std::to_string(kIndexSchema) +
+                       ",\n\"environment\":" + json::parse(to_json(environment)).dump() + ",\n\"configs\":[";
     for (std::size_t i = 0; i < configs.size(); ++i) text += (i > 0 ? ",\n" : "\n") + configs[i].to_string();
     text += "],\n\"choices\":{";
     for (std::size_t i = 0; i < choices.size(); ++i)
@@ -49,7 +49,7 @@ bool parse_index(std::string_view text, Environment& environment, std::unordered
                  std::string* fault) {
     try {
         const json index = json::parse(text);
-        if (index.at("schema") != kSchema) throw std::runtime_error("schema " + index.at("schema").dump());
+        if (index.at("schema") != kIndexSchema) throw std::runtime_error("schema " + index.at("schema").dump());
         const auto read = environment_from(index.at("environment").dump(), fault);
         if (!read) return false;
         environment = *read;

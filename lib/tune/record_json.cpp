@@ -10,7 +10,7 @@ namespace sapwood::tune {
 namespace {
 
 using nlohmann::json;
-constexpr int kSchema = 1;
+constexpr int kRecordSchema = 1;
 
 /// Takes fields out of an object by name; what is left in the end is what is not known.
 class Fields {
@@ -141,7 +141,7 @@ Provenance provenance_from(const json& value) {
 }
 
 json environment_json(const Environment& e) {
-    return {{"schema", kSchema},          {"sm", e.sm},     {"sms", e.sms},     {"gpu", e.gpu},
+    return {{"schema", kRecordSchema},    {"sm", e.sm},     {"sms", e.sms},     {"gpu", e.gpu},
             {"memory_gib", e.memory_gib}, {"code", e.code}, {"epoch", e.epoch}, {"policy", e.policy}};
 }
 
@@ -151,8 +151,8 @@ std::optional<T> parsed(std::string_view text, std::string* fault, const Parse& 
         Fields fields(json::parse(text));
         int schema = 0;
         fields.take("schema", schema);
-        if (schema != kSchema)
-            throw std::runtime_error("schema " + std::to_string(schema) + ", this version reads " + std::to_string(kSchema));
+        if (schema != kRecordSchema)
+            throw std::runtime_error("schema " + std::to_string(schema) + ", this version reads " + std::to_string(kRecordSchema));
         return parse(fields);
     } catch (const std::exception& error) {  // whatever is wrong with a file, it is a record that is not there
         if (fault != nullptr) *fault = error.what();
@@ -167,7 +167,7 @@ std::string timing_text(const Timing& timing) { return timing_json(timing).dump(
 std::string to_json(const Record& record, int sm, const TunePolicy& policy) {
     json runs = json::object();
     for (const auto& [id, provenance] : record.runs) runs[id] = provenance_json(provenance);
-    const json head = with({{"schema", kSchema},
+    const json head = with({{"schema", kRecordSchema},
                             {"family", family_name(static_cast<Family>(record.bucket.family))},
                             {"bucket", record.bucket.to_string()},
                             {"best", json::parse(record.best(sm, policy).to_string())},

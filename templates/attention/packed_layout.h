@@ -16,8 +16,8 @@ constexpr unsigned packed_block_q(const PackedShape& s) { return s.warps * 16; }
 constexpr unsigned packed_query_bytes(const PackedShape& s) { return packed_block_q(s) * s.head_dim * 2; }
 constexpr unsigned packed_key_bytes(const PackedShape& s) { return s.block_kv * s.head_dim * 2; }
 constexpr unsigned packed_value_bytes(const PackedShape& s) { return s.block_kv * s.head_dim_v * 2; }
-/// Blocks of Q at a time: warpgroups begin an item under the last products of the one before, so its Q is to be there; where two
-/// do not fit beside the tiles they wait for it.
+/// Blocks of Q at a time. Warpgroups have a block's 128 rows as soon as the item before is done, and write that item's result over
+/// its own Q; where two do not fit beside the tiles, they wait for each copy. (Warps keep Q in registers, or have smaller blocks.)
 constexpr unsigned packed_query_stages(const PackedShape& s) {
     constexpr unsigned kRoom = 227 * 1024 - 1024;
     return s.warpgroups && 2 * packed_query_bytes(s) + s.stages * (packed_key_bytes(s) + packed_value_bytes(s)) <= kRoom ? 2 : 1;

@@ -52,7 +52,7 @@ void verify(const PackedSpec& spec) {
     }
 }
 
-PackedSpec read_case(const json& entry, const json& defaults) {
+PackedSpec read_packed_case(const json& entry, const json& defaults) {
     json one = defaults;
     one.update(entry);
     PackedSpec spec;
@@ -115,7 +115,7 @@ std::vector<PackedSpec> load_packed_workload(const std::filesystem::path& file) 
         std::vector<PackedSpec> specs;
         for (const json& entry : root.at("cases")) {
             where = "workload " + file.string() + ", case " + entry.value("name", "without a name");
-            specs.push_back(read_case(entry, root.at("defaults")));
+            specs.push_back(read_packed_case(entry, root.at("defaults")));
             verify(specs.back());
         }
         return specs;
