@@ -5,6 +5,7 @@
 #include <mutex>
 #include <string_view>
 
+#include "compile/sass_hazards.h"
 #include "cuda/device.h"
 #include "cuda/nvrtc.h"
 #include "cuda/sm_table.h"
@@ -141,4 +142,5 @@ TEST_CASE("compile matrix: default decode kernels on every SM spill nothing and 
         if (!fault.empty()) faults += "\n  " + fault;
     });
     CHECK_MESSAGE(faults.empty(), "of " << jobs.size() << " kernels these do not hold up:" << faults);
+    test::check_operand_hazards(dir.path() / "cache");
 }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // The packed kernels that the planner chooses by itself, compiled for SMs that need not be here: nothing spills, everything fits,
-// no warpgroup product waits for another.
+// no warpgroup product waits for another, and none has its operands written while it runs.
 #include <doctest/doctest.h>
 
+#include "compile/sass_hazards.h"
 #include "cuda/device.h"
 #include "cuda/nvrtc.h"
 #include "cuda/sm_table.h"
@@ -60,6 +61,7 @@ void each_target(std::initializer_list<const char*> targets, const Visit& visit)
         Engine engine({.target = target, .cache_dir = dir.path() / "cache"});
         visit(engine, std::string(target));
     }
+    test::check_operand_hazards(dir.path() / "cache");
 }
 Pack some_pack() { return Pack::from_segments(std::vector<Segment>{{-1, 4096}, {0, 512}}); }
 Pack some_arrays() {

@@ -26,9 +26,9 @@ void scores_of_all_sizes(const Target& target) {
     for (const Mainloop mainloop : {Mainloop::choose, Mainloop::mma}) {
         for (const auto& [dtype, dim] : {std::pair(DType::bf16, 128), std::pair(DType::fp16, 64)}) {
             for (const auto& size : sizes) {
-                const PackedProblem problem = {.q_heads = 2, .kv_heads = 1, .head_dim = dim, .dtype = dtype};
+                const PackedProblem problem = {.q_heads = 1, .kv_heads = 1, .head_dim = dim, .dtype = dtype};
                 PackedScene scene(
-                    {.problem = problem, .cu_q = {0, 260}, .cu_k = {0, 700}, .mask = causal, .config = {.mainloop = mainloop}});
+                    {.problem = problem, .cu_q = {0, 130}, .cu_k = {0, 400}, .mask = causal, .config = {.mainloop = mainloop}});
                 for (std::size_t i = 0; i < scene.k.size(); ++i) {
                     const auto third = i * 3 / scene.k.size();
                     scene.k[i] = support::round_to(dtype, support::widen(dtype, scene.k[i]) * size[third]);
