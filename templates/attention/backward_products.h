@@ -242,13 +242,7 @@ private:
             const bool mine = in_block < item.keys();
             u8* to = static_cast<u8*>(tensor.data) + (item.key_begin + static_cast<i64>(in_block)) * tensor.token_stride +
                      static_cast<i64>(item.kv_head) * tensor.head_stride + lane % 4 * 16;
-            SAPWOOD_UNROLL for (u32 i = 0; i < kCount; i += 4) {
-                u32 x[4];
-                SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) x[j] =
-                    pack2<Element>(d[i + j][h * 2] * factor, d[i + j][h * 2 + 1] * factor);
-                quad_transpose(x);
-                if (mine) store_16(to + i * 16, x[0], x[1], x[2], x[3]);
-            }
+            PairColumns::store<Element>(to, mine, d, h, factor);
         }
     }
 };
