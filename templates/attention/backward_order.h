@@ -63,12 +63,15 @@ struct BackwardTurns {
             const u32 head = tile.head, row_tile = static_cast<u32>(tile.begin) / Traits::kRows,
                       number = Traits::Order::kFixed ? shared.turn(at.stage) : 0;
             mbarrier_arrive(shared.queries.empty(at.stage));
-            if (head == BackwardShared<Traits>::kNoTarget) return;
-            const bool first = Traits::Order::await(params, head * params.row_tiles + row_tile, number);
+            const bool ends = head == BackwardShared<Traits>::kNoTarget;
+            const u32 target = ends ? head : head * params.row_tiles + row_tile;
+            const bool first = !ends && Traits::Order::await(params, target, number);
             fence_async_proxy_global();
             shared.turns.wait_empty(turn);
+            shared.target() = target;
             shared.is_first() = first ? 1 : 0;
             mbarrier_arrive(shared.turns.full(0));
+            if (ends) return;
         }
     }
 };

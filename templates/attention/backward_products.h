@@ -58,8 +58,6 @@ struct BackwardProducts {
                 if constexpr (Traits::Order::kFixed) leave_part();
             }
         }
-        shared.sums(warpgroup).wait_empty(sum);
-        send_sums(BackwardShared<Traits>::kNoTarget);
     }
 
 private:
@@ -74,11 +72,12 @@ private:
 
     SAPWOOD_DEVICE void step(bool last) {
         const u32 stage = at.stage;
-        f32 s[kBlocks][4], ds[kBlocks][4];
+        f32 s[kBlocks][4], ds[kBlocks][4], lse[kBlocks][2];
         u32 p[kBlocks / 2][4], e[kBlocks / 2][4];
         shared.queries.wait_full(at);
-        const u32 target =
-            shared.header(stage).head * params.row_tiles + static_cast<u32>(shared.header(stage).begin) / Traits::kRows;
+        // Read ahead of the products: what this thread asks of shared memory behind them waits until the last one has begun.
+        const u32 runs = shared.header(stage).runs;
+        load_lse(lse, stage);
         wgmma_fence();
         multiply<typename Traits::KTile, typename Traits::QTile, Traits::kHeadDim>(s, keys, shared.query(stage));
         shared.douts.wait_full(at);
@@ -86,8 +85,12 @@ private:
         multiply<typename Traits::VTile, typename Traits::DOutTile, Traits::kHeadDimV>(ds, shared.value_tile(), shared.dout(stage));
         wgmma_wait<1>();
         wgmma_settled(s);
-        finish_scores(s, stage);
-        if constexpr (!Traits::Score::kTransforms) weigh(s, stage);
+        if constexpr (Traits::Score::kTransforms) cap(s);
+        if (runs != 0) {
+            mask(s, stage);
+            load_lse(lse, stage);  // again, so that the mask has its registers
+        }
+        if constexpr (!Traits::Score::kTransforms) weigh(s, lse);
         wgmma_wait<0>();
         wgmma_settled(ds);
         if (last) release(shared.values.empty(0));
@@ -114,19 +117,21 @@ private:
         F32x4* to = shared.sum_words(warpgroup) + thread_id() % 128;
         SAPWOOD_UNROLL for (u32 i = 0; i < kQColumns / 8; ++i) to[i * 128] = {dq[i][0], dq[i][1], dq[i][2], dq[i][3]};
         fence_async_proxy();
-        send_sums(target);
+        release(shared.sums(warpgroup).full(0));
+        sum.advance();
         wgmma_wait<0>();
         wgmma_settled(dk);
         release(shared.queries.empty(stage));
         at.advance();
     }
 
-    SAPWOOD_DEVICE void send_sums(u32 target) {
-        if (thread_id() % 128 == 0) shared.target(warpgroup) = target;
-        release(shared.sums(warpgroup).full(0));
-        sum.advance();
+    /// Of soft-capped scores not: they need these registers, and read the logarithms with the slopes.
+    SAPWOOD_DEVICE void load_lse(f32 (&lse)[kBlocks][2], u32 stage) const {
+        if constexpr (Traits::Score::kTransforms) return;
+        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) {
+            SAPWOOD_UNROLL for (u32 j = 0; j < 2; ++j) lse[i][j] = shared.lse(stage)[i * 8 + lane % 4 * 2 + j];
+        }
     }
-
     /// d (64 keys x 64 rows) = this warpgroup's rows of `kept`, K or V, times `rows`.
     template <class KeyTile, class RowTile, u32 kDim>
     SAPWOOD_DEVICE void multiply(f32 (&d)[kBlocks][4], u32 kept, u32 rows) const {
@@ -159,16 +164,14 @@ private:
         wgmma_commit();
     }
 
-    /// Soft-cap, where there is one, then the mask, where the tile needs one.
-    SAPWOOD_DEVICE void finish_scores(f32 (&s)[kBlocks][4], u32 stage) const {
-        if constexpr (Traits::Score::kTransforms) {
-            SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) {
-                SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) s[i][j] = score.transform(s[i][j]);
-            }
+    SAPWOOD_DEVICE void cap(f32 (&s)[kBlocks][4]) const {
+        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) {
+            SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) s[i][j] = score.transform(s[i][j]);
         }
-        const TileHeader& tile = shared.header(stage);
-        if (tile.runs != 0)
-            mask_transposed_tile(s, tile, params.runs, item.key_begin + static_cast<i32>(block_key()), lane, beyond_runs());
+    }
+    SAPWOOD_DEVICE void mask(f32 (&s)[kBlocks][4], u32 stage) const {
+        mask_transposed_tile(s, shared.header(stage), params.runs, item.key_begin + static_cast<i32>(block_key()), lane,
+                             beyond_runs());
     }
     SAPWOOD_DEVICE auto beyond_runs() const {
         if constexpr (Traits::kArrays) {
@@ -178,11 +181,10 @@ private:
         }
     }
     /// Scores to weights, by the rows' final sums.
-    SAPWOOD_DEVICE void weigh(f32 (&s)[kBlocks][4], u32 stage) const {
+    SAPWOOD_DEVICE void weigh(f32 (&s)[kBlocks][4], const f32 (&lse)[kBlocks][2]) const {
         const f32 factor = score.factor();
         SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) {
-            const f32* lse = shared.lse(stage) + i * 8 + lane % 4 * 2;
-            SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) s[i][j] = exp2_approx(fma_f32(s[i][j], factor, -lse[j % 2]));
+            SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) s[i][j] = exp2_approx(fma_f32(s[i][j], factor, -lse[i][j % 2]));
         }
     }
     /// Weights in s; ds from the gradients of the weights to those of the scores, but for the scale.

@@ -18,12 +18,12 @@ struct BackwardSums {
         wait_for_earlier_kernels();
         RingPosition<1> sum;
         for (;; sum.advance()) {
-            shared.sums(0).wait_full(sum);
-            const u32 target = shared.target(0);
-            if (target == Shared::kNoTarget) break;
             shared.turns.wait_full(sum);
+            const u32 target = shared.target();
             const bool first = shared.is_first() != 0;
             mbarrier_arrive(shared.turns.empty(0));
+            if (target == Shared::kNoTarget) break;
+            shared.sums(0).wait_full(sum);
             send(target, 0, first);
             shared.sums(1).wait_full(sum);
             send(target, 1, first);

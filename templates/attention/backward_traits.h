@@ -40,8 +40,8 @@ struct BackwardTraits : Config {
     static constexpr u32 kRowSums = kLse + kStages * kRows * 4;
     static constexpr u32 kHeaders = kRowSums + kStages * kRows * 4;
     static constexpr u32 kItem = kHeaders + kStages * abi::kPackedHeaderBytes;
-    static constexpr u32 kTargets = kItem + abi::kPackedItemBytes;
-    static constexpr u32 kBarriers = kTargets + 16;
+    static constexpr u32 kTurn = kItem + abi::kPackedItemBytes;
+    static constexpr u32 kBarriers = kTurn + 16;
     static_assert(kBarriers + abi::align_up(abi::backward_barriers() * 8, 16) == abi::backward_shared_bytes(kShape));
 };
 
@@ -108,11 +108,11 @@ struct BackwardShared {
     SAPWOOD_DEVICE u32& part(u32 slot) const {
         return *reinterpret_cast<u32*>(base + Traits::kItem + slot * kItemPitch + sizeof(BackwardItem));
     }
-    /// Which of the dq_sums' tiles a warpgroup's sums belong to; kNoTarget: there are no more.
-    SAPWOOD_DEVICE u32& target(u32 warpgroup) const { return reinterpret_cast<u32*>(base + Traits::kTargets)[warpgroup]; }
+    /// Of the tile whose turn has come: which of the dq_sums' tiles it is (kNoTarget: there are no more), and whether nothing has
+    /// been added to it yet.
+    SAPWOOD_DEVICE u32& target() const { return reinterpret_cast<u32*>(base + Traits::kTurn)[0]; }
+    SAPWOOD_DEVICE u32& is_first() const { return reinterpret_cast<u32*>(base + Traits::kTurn)[1]; }
     static constexpr u32 kNoTarget = ~0u;
-    /// Of the tile whose turn has come: whether nothing has been added to it yet.
-    SAPWOOD_DEVICE u32& is_first() const { return reinterpret_cast<u32*>(base + Traits::kTargets)[2]; }
     static constexpr u32 kItemPitch = 32;
 };
 
