@@ -47,7 +47,7 @@ struct PackedForwardParams {
     Counters* counters;
     int rows, keys;
     unsigned query_block_count;
-    unsigned q_heads;
+    unsigned q_heads;        // these three in bundles of as many as share a block of rows, one by default
     unsigned group;          // query heads a KV head
     unsigned section_heads;  // query heads that are worked on together, so that their keys stay in L2
     float scale_log2;        // as in DecodeParams

@@ -15,6 +15,7 @@ struct HostTensorMap {
     long long token_stride, head_stride;      // bytes
     unsigned long long rows;                  // of the tensor
     unsigned long long box_rows, box_panels;  // of a load: rows, and groups of 64 elements
+    unsigned long long box_heads;             // 0, or of each panel the rows of so many heads
 };
 
 /// The by-value argument of a decode kernel that has the copy engine fetch what lies in a row: a load is 16 tokens of one KV head,

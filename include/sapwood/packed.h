@@ -84,6 +84,9 @@ struct PackedConfig {
     std::int32_t block_kv = 0;   ///< keys a tile; in the backward pass those that stay in a block
     std::int32_t stages = 0;     ///< K tiles and V tiles in flight; in the backward pass Q tiles and dO tiles
     std::int32_t blocks = 0;     ///< resident blocks an SM
+    /// Query heads of a group that share a block of rows in the forward pass ("PackGQA"), 1, 2, 4 or 8: for sequences of few
+    /// queries, of which a block of one head would hold several that see different keys. Chosen with the pack.
+    std::int32_t heads = 0;
 
     std::string to_string() const;
 };

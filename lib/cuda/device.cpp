@@ -153,11 +153,17 @@ void Device::encode_tensor_map(const TensorView& view, void* map) {
         raise(ErrorCode::kUnsupportedDevice,
               "the CUDA driver has no cuTensorMapEncodeTiled; this kernel needs driver 525.60 or newer");
     const auto bytes = [](std::int64_t value) { return static_cast<std::uint64_t>(value); };
-    // 64 elements, rows, groups of 64 elements, heads: a box is then a tile, group by group.
-    const std::uint64_t extents[4] = {64, bytes(std::max<std::int64_t>(view.rows, 1)), bytes(view.dim / 64), bytes(view.heads)};
-    const std::uint64_t strides[3] = {bytes(view.token_stride), 128, bytes(view.head_stride)};
+    // 64 elements, rows, groups of 64 elements, heads: a box is then a tile, group by group. Of several heads: these before the
+    // groups.
     const std::int64_t panels = view.box_panels != 0 ? view.box_panels : view.dim / 64;
-    const unsigned box[4] = {64, static_cast<unsigned>(view.box_rows), static_cast<unsigned>(panels), 1};
+    std::uint64_t extents[4] = {64, bytes(std::max<std::int64_t>(view.rows, 1)), bytes(view.dim / 64), bytes(view.heads)};
+    std::uint64_t strides[3] = {bytes(view.token_stride), 128, bytes(view.head_stride)};
+    unsigned box[4] = {64, static_cast<unsigned>(view.box_rows), static_cast<unsigned>(panels), 1};
+    if (view.box_heads != 0) {
+        std::swap(extents[2], extents[3]);
+        std::swap(strides[1], strides[2]);
+        box[2] = static_cast<unsigned>(view.box_heads), box[3] = static_cast<unsigned>(panels);
+    }
     const unsigned steps[4] = {1, 1, 1, 1};
     const Result result =
         driver.cuTensorMapEncodeTiled(map, view.bf16 ? kTensorBfloat16 : kTensorFloat16, 4, const_cast<void*>(view.data), extents,

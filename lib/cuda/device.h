@@ -31,6 +31,7 @@ struct TensorView {
     std::int64_t token_stride = 0, head_stride = 0;  // bytes, multiples of 16
     std::int64_t box_rows = 0;                       // at most 256
     std::int64_t box_panels = 0;                     // of 64 elements each; 0: all of dim
+    std::int64_t box_heads = 0;                      // 0; or a tile is the rows of so many heads, group of 64 elements by group
 };
 
 /// Why there is no usable driver; empty if there is one.

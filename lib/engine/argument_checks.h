@@ -68,9 +68,10 @@ inline abi::Tensor written(const std::string& name, const void* data, std::int64
     return given;
 }
 
-/// What the copy engine is told of a tensor [rows, heads, dim] whose tiles have `box_rows` rows.
+/// What the copy engine is told of a tensor [rows, heads, dim] whose tiles have `box_rows` rows; if `box_heads` is not 0, of each
+/// of so many heads.
 inline abi::TensorMap tensor_map(Memory& memory, DType dtype, const abi::Tensor& tensor, std::int64_t rows, std::int64_t heads,
-                                 std::int64_t dim, std::int64_t box_rows) {
+                                 std::int64_t dim, std::int64_t box_rows, std::int64_t box_heads = 0) {
     return memory.tensor_map({.data = tensor.data,
                               .bf16 = dtype == DType::bf16,
                               .rows = rows,
@@ -78,7 +79,8 @@ inline abi::TensorMap tensor_map(Memory& memory, DType dtype, const abi::Tensor&
                               .dim = dim,
                               .token_stride = tensor.token_stride,
                               .head_stride = tensor.head_stride,
-                              .box_rows = box_rows});
+                              .box_rows = box_rows,
+                              .box_heads = box_heads});
 }
 
 }  // namespace sapwood::arguments

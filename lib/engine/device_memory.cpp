@@ -30,13 +30,13 @@ public:
     void copy_in(void* to, const void* from, std::size_t bytes, void*) override { std::memcpy(to, from, bytes); }
     bool capturing(void*) override { return false; }
     abi::TensorMap tensor_map(const cuda::TensorView& view) override {
-        const abi::HostTensorMap numbers = {
-            view.data,
-            view.token_stride,
-            view.head_stride,
-            static_cast<unsigned long long>(view.rows),
-            static_cast<unsigned long long>(view.box_rows),
-            static_cast<unsigned long long>(view.box_panels != 0 ? view.box_panels : view.dim / 64)};
+        const abi::HostTensorMap numbers = {view.data,
+                                            view.token_stride,
+                                            view.head_stride,
+                                            static_cast<unsigned long long>(view.rows),
+                                            static_cast<unsigned long long>(view.box_rows),
+                                            static_cast<unsigned long long>(view.box_panels != 0 ? view.box_panels : view.dim / 64),
+                                            static_cast<unsigned long long>(view.box_heads)};
         abi::TensorMap map{};
         std::memcpy(&map, &numbers, sizeof(numbers));
         return map;

@@ -27,8 +27,8 @@ PackedBuffers::PackedBuffers(std::shared_ptr<Memory> memory, const PackedPlan::I
     main.rows = static_cast<int>(plan.info.rows);
     main.keys = static_cast<int>(plan.info.keys);
     main.query_block_count = static_cast<unsigned>(plan.list.blocks.size());
-    main.q_heads = static_cast<unsigned>(problem.q_heads);
-    main.group = static_cast<unsigned>(problem.q_heads / problem.kv_heads);
+    main.q_heads = static_cast<unsigned>(problem.q_heads / plan.config.heads);
+    main.group = static_cast<unsigned>(problem.q_heads / problem.kv_heads / plan.config.heads);
     main.section_heads = static_cast<unsigned>(plan.section_heads);
     set_score(main, problem);
     base_.bounds.bounds = static_cast<abi::Bounds*>(at(bounds));
@@ -73,7 +73,8 @@ void bind(const PackedPlan::Impl& plan, const PackedTensors& tensors, Memory& me
     params.start_q = call.tiles.start_q = tensors.start_q;
     params.end_k = call.bounds.values = tensors.end_k;
     if (plan.config.mainloop != Mainloop::wgmma) return;
-    params.q_map = tensor_map(memory, problem.dtype, params.q, plan.info.rows, problem.q_heads, dim, plan.block_q());
+    params.q_map = tensor_map(memory, problem.dtype, params.q, plan.info.rows, problem.q_heads, dim, plan.block_tokens(),
+                              plan.config.heads > 1 ? plan.config.heads : 0);
     params.k_map = tensor_map(memory, problem.dtype, params.k, plan.info.keys, problem.kv_heads, dim, plan.config.block_kv);
     params.v_map = tensor_map(memory, problem.dtype, params.v, plan.info.keys, problem.kv_heads, dim_v, plan.config.block_kv);
 }

@@ -38,7 +38,8 @@ std::string packed_text(const char* family, const KernelKey& key) {
            number(key.head_dim_v) + (key.score == static_cast<unsigned>(Score::negated) ? "/neg" : "/cap" + number(key.score)) +
            (key.mask != 0 ? "/arrays" : "") + (key.fixed_order != 0 ? "/order" + number(key.fixed_order) : "") + "/" +
            mainloop_name(static_cast<Mainloop>(key.mainloop)) + "/w" + number(key.warps) + "/p" + number(key.producers) + "/kv" +
-           number(key.block_kv) + "/s" + number(key.stages) + "/b" + number(key.blocks) + "/" + std::string(key.target.data());
+           number(key.block_kv) + "/s" + number(key.stages) + "/b" + number(key.blocks) +
+           (key.group != 0 ? "/h" + number(key.group) : "") + "/" + std::string(key.target.data());
 }
 
 Score score_of(float scale, float softcap) { return softcap > 0 ? Score::softcap : scale < 0 ? Score::negated : Score::scaled; }
@@ -147,6 +148,7 @@ KernelKey packed_key(Family family, const PackedProblem& problem, const PackedCo
     key.stages = static_cast<std::uint8_t>(config.stages);
     key.blocks = static_cast<std::uint8_t>(config.blocks);
     key.mask = traits.arrays ? 1 : 0;
+    if (family == Family::packed_forward && config.heads > 1) key.group = static_cast<std::uint16_t>(config.heads);
     set_target(key, target);
     return key;
 }

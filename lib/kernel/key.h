@@ -38,7 +38,7 @@ struct KernelKey {
     std::uint8_t score = 0;      // Score
     std::uint8_t page_size = 0;  // tokens; 0 = contiguous
     std::uint16_t head_dim = 0, head_dim_v = 0;
-    std::uint16_t group = 0;
+    std::uint16_t group = 0;  // of a packed forward pass: query heads that share a block of rows, 0 if they do not
     std::uint16_t block_kv = 0;
     std::uint8_t warps = 0, producers = 0, stages = 0, blocks = 0;
     std::uint8_t mainloop = 0;      // Mainloop

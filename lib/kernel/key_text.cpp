@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "kernel/key_text.h"
 
+#include <algorithm>
 #include <charconv>
 #include <vector>
 
@@ -63,6 +64,7 @@ KernelKey parse_packed_key(Family family, std::string_view text, const std::vect
     config.block_kv = number(parts, "kv");
     config.stages = number(parts, "s");
     config.blocks = number(parts, "b");
+    config.heads = std::max(number(parts, "h"), 0);
     return packed_key(family, problem, config, std::string(parts.back()),
                       {.arrays = text.find("/arrays/") != std::string_view::npos, .fixed_order = number(parts, "order") == 1});
 }

@@ -15,6 +15,7 @@ KernelSource packed_forward_source(const KernelKey& key) {
                 {"mainloop", mainloop_name(static_cast<Mainloop>(key.mainloop))},
                 {"head_dim", std::to_string(key.head_dim)},
                 {"head_dim_v", std::to_string(key.head_dim_v)},
+                {"heads", std::to_string(key.group != 0 ? key.group : 1)},
                 {"warps", std::to_string(key.warps)},
                 {"producers", std::to_string(key.producers)},
                 {"block_kv", std::to_string(key.block_kv)},

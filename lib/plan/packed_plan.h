@@ -21,13 +21,14 @@ struct PackedPlan::Impl {
     PackedList list;
     ArrayList arrays;  // of a pack with arrays; the spans of `list` are then made on the device
     PackedPlanInfo info;
-    std::int32_t section_heads = 1;  // query heads that are worked on together
+    std::int32_t section_heads = 1;  // query heads that are worked on together, in those that share a block
     std::string key;
     std::vector<std::string> keys;  // of all its kernels, in the order in which they run
     std::shared_ptr<void> device;
     std::shared_ptr<std::atomic<std::uint64_t>> launches;  // counted in a trace; null: in none
 
     int block_q() const { return config.warps * 16; }
+    int block_tokens() const { return block_q() / config.heads; }  // query rows of a block, of each of its heads
     int grid() const { return info.grid; }
 };
 

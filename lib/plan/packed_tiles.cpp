@@ -39,12 +39,14 @@ PackedConfig merged(PackedConfig asked, const PackedConfig& candidate) {
     take(asked.block_kv, candidate.block_kv);
     take(asked.stages, candidate.stages);
     take(asked.blocks, candidate.blocks);
+    take(asked.heads, candidate.heads);
     return asked;
 }
 
 std::string PackedConfig::to_string() const {
     return std::string(mainloop_name(mainloop)) + " warps " + number(warps) + " producers " + number(producers) + " block_kv " +
-           number(block_kv) + " stages " + number(stages) + " blocks " + number(blocks);
+           number(block_kv) + " stages " + number(stages) + " blocks " + number(blocks) +
+           (heads > 1 ? " heads " + number(heads) : "");
 }
 
 PackedProblem complete(const PackedProblem& asked) {
@@ -85,6 +87,11 @@ std::string why_illegal(const PackedProblem& problem, const PackedConfig& config
     if (!one_of(config.block_kv, {32, 64, 128})) return "block_kv " + number(config.block_kv) + " is not one of 32, 64, 128";
     if (config.stages < 1 || config.stages > 8) return "stages " + number(config.stages) + " is outside 1..8";
     if (config.blocks < 1 || config.blocks > 4) return "blocks " + number(config.blocks) + " is outside 1..4";
+    if (config.heads > 1 && (!one_of(config.heads, {2, 4, 8}) || config.warps / config.heads < 1 ||
+                             problem.q_heads / problem.kv_heads % config.heads != 0))
+        return "heads " + number(config.heads) + " in a block of rows is not 1, 2, 4 or 8, a divisor of the " +
+               number(problem.q_heads / problem.kv_heads) + " of a KV head, with 16 rows of each for " + number(config.warps) +
+               " warps";
     if (config.mainloop == Mainloop::wgmma) {
         // The host target runs the same source, so it imitates what the SM has.
         if (limits.target != "sm_90a" && limits.target != "host")

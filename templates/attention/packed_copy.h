@@ -14,8 +14,13 @@ struct TensorCopy {
     static constexpr u32 kArrivals = 1;
     const abi::PackedForwardParams& params;
 
+    /// `head` counts bundles of kHeads, as items do.
     SAPWOOD_DEVICE void query(u32 to, u32 barrier, i32 row, u32 head) const {
-        tensor_load<CacheHint::once>(to, params.q_map, barrier, row, head);
+        if constexpr (Traits::kHeads > 1) {
+            tensor_load_heads<CacheHint::once>(to, params.q_map, barrier, row, head * Traits::kHeads);
+        } else {
+            tensor_load<CacheHint::once>(to, params.q_map, barrier, row, head);
+        }
         mbarrier_arrive_bytes(barrier, Traits::kQueryBytes);
     }
     SAPWOOD_DEVICE void keys(u32 to, u32 barrier, i32 row, u32 head) const {
@@ -58,7 +63,10 @@ struct AsyncCopy {
         }
     }
     SAPWOOD_DEVICE void query(u32 to, u32 barrier, i32 row, u32 head) const {
-        copy<typename Traits::QTile, Traits::kBlockQ, Traits::kHeadDim / 8>(to, params.q, row, head, params.rows);
+        SAPWOOD_NO_UNROLL for (u32 h = 0; h < Traits::kHeads; ++h) {
+            copy<typename Traits::QTile, Traits::kTokens, Traits::kHeadDim / 8>(
+                to + h * Traits::kTokens * Traits::QTile::kPitch, params.q, row, head * Traits::kHeads + h, params.rows);
+        }
         arrive(barrier);
     }
     SAPWOOD_DEVICE void keys(u32 to, u32 barrier, i32 row, u32 head) const {

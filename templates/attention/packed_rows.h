@@ -59,7 +59,8 @@ struct PackedRows {
             }
         }
         if (runs != 0)
-            mask_tile(s, shared.header(stage), params.runs, item.row_begin + static_cast<i32>(block_row()), lane, beyond_runs());
+            mask_tile(s, shared.header(stage), params.runs, item.row_begin + static_cast<i32>(Traits::token_of(block_row())), lane,
+                      beyond_runs());
     }
     SAPWOOD_DEVICE auto beyond_runs() const {
         if constexpr (Traits::kArrays) {
@@ -107,22 +108,24 @@ struct PackedRows {
     SAPWOOD_DEVICE f32 end_row(u32 half) const {
         const u32 in_block = block_row() + half * 8;
         const RowEnd end = state.end(half);
-        if (in_block < item.rows && lane % 4 == 0 && params.lse != nullptr)
-            store_f32(params.lse + static_cast<i64>(item.head) * params.rows + item.row_begin + static_cast<i64>(in_block),
-                      end.lse());
+        if (is_there(in_block) && lane % 4 == 0 && params.lse != nullptr)
+            store_f32(params.lse + static_cast<i64>(head(in_block)) * params.rows + row(in_block), end.lse());
         return end.inverse;
     }
-    /// Where row `in_block` of the item's block goes.
+    /// Of row `in_block` of the item's block: whether there is one, which it is, and where its result goes.
+    SAPWOOD_DEVICE bool is_there(u32 in_block) const { return Traits::token_of(in_block) < item.rows; }
+    SAPWOOD_DEVICE i64 row(u32 in_block) const { return item.row_begin + static_cast<i64>(Traits::token_of(in_block)); }
+    SAPWOOD_DEVICE u32 head(u32 in_block) const { return item.head * Traits::kHeads + Traits::head_of(in_block); }
     SAPWOOD_DEVICE u8* out_row(u32 in_block) const {
-        return static_cast<u8*>(params.out.data) + (item.row_begin + static_cast<i64>(in_block)) * params.out.token_stride +
-               static_cast<i64>(item.head) * params.out.head_stride;
+        return static_cast<u8*>(params.out.data) + row(in_block) * params.out.token_stride +
+               static_cast<i64>(head(in_block)) * params.out.head_stride;
     }
     SAPWOOD_DEVICE void write() {
         state.reduce_sum();
         SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
             const f32 factor = end_row(h);
             const u32 in_block = block_row() + h * 8;
-            PairColumns::store<Element>(out_row(in_block) + lane % 4 * 16, in_block < item.rows, state.out, h, factor);
+            PairColumns::store<Element>(out_row(in_block) + lane % 4 * 16, is_there(in_block), state.out, h, factor);
         }
     }
     /// The same by way of this warp's rows of Q in shared memory, which nobody needs any more: a third of the instructions.
@@ -142,14 +145,14 @@ struct PackedRows {
             stmatrix_x4(shared.address + block + Tile::offset(lane % 16, c + lane / 16), x);
         }
         warp_sync();
-        const u32 row = lane / kColumns, column = lane % kColumns;
+        const u32 from = lane / kColumns, column = lane % kColumns;
         U32x4 x[16 / kRowsAtOnce];
         SAPWOOD_UNROLL for (u32 i = 0; i < 16 / kRowsAtOnce; ++i) {
-            x[i] = load_shared_16(shared.address + block + Tile::offset(row + i * kRowsAtOnce, column));
+            x[i] = load_shared_16(shared.address + block + Tile::offset(from + i * kRowsAtOnce, column));
         }
-        u8* to = out_row(first + row) + column * 16;
+        u8* to = out_row(first + from) + column * 16;
         SAPWOOD_UNROLL for (u32 i = 0; i < 16 / kRowsAtOnce; ++i) {
-            if (first + row + i * kRowsAtOnce < item.rows) store_16(to, x[i].x, x[i].y, x[i].z, x[i].w);
+            if (is_there(first + from + i * kRowsAtOnce)) store_16(to, x[i].x, x[i].y, x[i].z, x[i].w);
             to += kRowsAtOnce * params.out.token_stride;
         }
         fence_async_proxy();  // the copy engine writes there next

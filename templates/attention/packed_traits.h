@@ -28,6 +28,12 @@ struct PackedTraits : Config {
     static constexpr u32 kUnitWarps = kWarpgroups ? 4 : 1;  // warps that multiply together
     static constexpr u32 kUnitRows = kUnitWarps * 16;
 
+    // A block's rows are kTokens query rows of each of kHeads heads that share their keys, head by head. A warp's are of one head.
+    static constexpr u32 kTokens = kBlockQ / Config::kHeads;
+    static_assert(kTokens * Config::kHeads == kBlockQ && kTokens % 16 == 0);
+    SAPWOOD_DEVICE static u32 token_of(u32 block_row) { return Config::kHeads == 1 ? block_row : block_row % kTokens; }
+    SAPWOOD_DEVICE static u32 head_of(u32 block_row) { return Config::kHeads == 1 ? 0 : block_row / kTokens; }
+
     // Two warpgroups and a copy warp among four that hand their registers over: 56 + 2 * 224 = the 3 * 168 of the launch.
     static constexpr u32 kProducerRegisters = 56;
     static constexpr u32 kConsumerRegisters = 224;
@@ -55,7 +61,7 @@ struct PackedTraits : Config {
 struct alignas(16) PackedItem {
     i32 row_begin;
     u32 rows;
-    u32 head;
+    u32 head;   // in kHeads
     u32 tiles;  // kStop: no more
     static constexpr u32 kStop = ~0u;
 };

@@ -20,6 +20,11 @@ SAPWOOD_DEVICE void tensor_load(u32 shared, const abi::TensorMap& map, u32 mbarr
         "l"(&map), "r"(mbarrier), "r"(0), "r"(row), "r"(head), "l"(kPolicy), "r"(panel)
         : "memory");
 }
+/// The same of a map whose box has several heads: a panel is the rows of each of them, one head behind the other.
+template <CacheHint kHint>
+SAPWOOD_DEVICE void tensor_load_heads(u32 shared, const abi::TensorMap& map, u32 mbarrier, i32 row, u32 first_head) {
+    tensor_load<kHint>(shared, map, mbarrier, row, 0, first_head);  // such maps have the coordinates of heads and panels exchanged
+}
 /// Before the first tensor_load, which would otherwise wait for the map as well.
 SAPWOOD_DEVICE void prefetch_tensor_map(const abi::TensorMap& map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");

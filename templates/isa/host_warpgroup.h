@@ -6,10 +6,12 @@ namespace sapwood::kernel {
 
 // --- copy engine -----------------------------------------------------------------------------------------------------
 inline void prefetch_tensor_map(const abi::TensorMap&) {}
-template <CacheHint>
-inline void tensor_load(u32 shared, const abi::TensorMap& words, u32, i32 row, u32 head, u32 first_panel = 0) {
+inline abi::HostTensorMap host_tensor_map(const abi::TensorMap& words) {
     abi::HostTensorMap map;
     __builtin_memcpy(&map, &words, sizeof(map));
+    return map;
+}
+inline void host_tensor_load(u32 shared, const abi::HostTensorMap& map, i32 row, u32 head, u32 first_panel) {
     if (shared % 1024 != 0) [[unlikely]]
         host_fail("tensor_load: misaligned shared address", shared, 1024);
     const u8* from = static_cast<const u8*>(map.data) + static_cast<i64>(head) * map.head_stride;
@@ -22,6 +24,22 @@ inline void tensor_load(u32 shared, const abi::TensorMap& words, u32, i32 row, u
                 const u8* source = there ? from + at * map.token_stride + (first_panel + panel) * 128 + c * 16 : nullptr;
                 cp_async_16(to + (c ^ (to >> 7 & 7)) * 16, source, there ? 16 : 0);
             }
+        }
+    }
+}
+template <CacheHint>
+inline void tensor_load(u32 shared, const abi::TensorMap& words, u32, i32 row, u32 head, u32 first_panel = 0) {
+    host_tensor_load(shared, host_tensor_map(words), row, head, first_panel);
+}
+template <CacheHint>
+inline void tensor_load_heads(u32 shared, const abi::TensorMap& words, u32, i32 row, u32 first_head) {
+    abi::HostTensorMap map = host_tensor_map(words);
+    const u64 heads = map.box_heads, panels = map.box_panels;
+    map.box_panels = 1;
+    for (u64 panel = 0; panel < panels; ++panel) {
+        for (u64 head = 0; head < heads; ++head) {
+            const u32 to = shared + static_cast<u32>((panel * heads + head) * map.box_rows * 128);
+            host_tensor_load(to, map, row, first_head + static_cast<u32>(head), static_cast<u32>(panel));
         }
     }
 }

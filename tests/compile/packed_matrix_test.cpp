@@ -111,6 +111,17 @@ TEST_CASE("compile matrix: default packed kernels spill nothing and fit") {
     });
 }
 
+TEST_CASE("compile matrix: packed kernels whose heads share blocks") {
+    each_target({"sm_90a", "sm_80"}, [](Engine& engine, const std::string& target) {
+        for (const Shape& shape : {kShapes[0], kShapes[3]}) {
+            PackedPlan plan = engine.plan_packed(problem_of(shape), some_pack(), {.heads = 4});
+            const int allowed = plan.info().config.mainloop == Mainloop::mma ? 32 : 0;
+            const std::string fault = fault_of(engine.prepare(plan), target, plan.info().config.blocks, allowed);
+            CHECK_MESSAGE(fault.empty(), fault);
+        }
+    });
+}
+
 TEST_CASE("compile matrix: packed backward kernels spill nothing and fit, on every SM") {
     each_target({"sm_80", "sm_86", "sm_89", "sm_90a", "sm_100a", "sm_120a"}, [](Engine& engine, const std::string& target) {
         for (const Shape& shape : kShapes) check_backward(engine, target, problem_of(shape), {});

@@ -20,6 +20,7 @@ constexpr std::uint64_t kSeed = 31;
 constexpr std::int64_t kGap = 8;
 
 constexpr PackedConfig kWarps = {.mainloop = Mainloop::mma};
+constexpr PackedConfig shared_by(std::int32_t heads, Mainloop mainloop) { return {.mainloop = mainloop, .heads = heads}; }
 
 /// A prompt with ragged responses, one of them a tree; a lone token; a sequence by itself; segments that are empty.
 std::vector<Segment> ragged() {
@@ -76,6 +77,22 @@ const std::vector<PackedCase>& packed_cases() {
          {0, 20, 260},
          {.causal = true, .window_left = 50},
          kWarps},
+    };
+    return cases;
+}
+
+const std::vector<PackedCase>& shared_heads_cases() {
+    using D = DType;
+    static const std::vector<PackedCase> cases = {
+        {"two heads", shape(D::bf16, 128, 0, 4, 2), ragged(), {}, {}, {}, shared_by(2, Mainloop::wgmma), true},
+        {"eight heads, windows",
+         shape(D::fp16, 64, 0, 8, 1, 0, 20),
+         {},
+         {0, 9, 60},
+         {0, 200, 290},
+         {.causal = true, .window_left = 90},
+         shared_by(8, Mainloop::wgmma)},
+        {"four heads, warps", shape(D::bf16, 96, 0, 4, 1), crumbs(), {}, {}, {}, shared_by(4, Mainloop::mma), true},
     };
     return cases;
 }

@@ -28,6 +28,8 @@ struct PackedCase {
     oracle::Sees sees() const;
 };
 const std::vector<PackedCase>& packed_cases();
+/// Where heads of a group share blocks of rows.
+const std::vector<PackedCase>& shared_heads_cases();
 /// For the backward pass by mma.sync, whose tiles `config` fixes: every block size and number of stages, with every head dim that
 /// some SM has them for.
 const std::vector<PackedCase>& backward_tile_cases();

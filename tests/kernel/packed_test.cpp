@@ -16,6 +16,7 @@ namespace {
 
 void all_cases(const Target& target) {
     for (const PackedCase& which : packed_cases()) check_forward(target, which);
+    for (const PackedCase& which : shared_heads_cases()) CHECK(check_forward(target, which).config.heads == which.config.heads);
 }
 
 /// Keys by thirds: scores of one third are of another size than those of the next, so that weights made with the maximum of the

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+// When query heads share blocks of rows in the packed forward pass: where that leaves fewer tiles to walk, and where it is asked.
+#include <doctest/doctest.h>
+
+#include <string>
+#include <vector>
+
+#include "plan/packed_plan.h"
+#include "plan/packed_tiles.h"
+#include "sapwood/error.h"
+#include "support/offline_limits.h"
+
+using namespace sapwood;
+
+namespace {
+
+/// Sequences of `queries` rows at the end of `keys` keys each.
+Pack appended(std::int32_t sequences, std::int32_t queries, std::int32_t keys) {
+    std::vector<std::int32_t> cu_q, cu_k;
+    for (std::int32_t i = 0; i <= sequences; ++i) cu_q.push_back(i * queries), cu_k.push_back(i * keys);
+    return Pack::from_cu_seqlens(cu_q, cu_k, {.causal = true});
+}
+PackedProblem grouped(std::int32_t q_heads, std::int32_t kv_heads) {
+    return {.q_heads = q_heads, .kv_heads = kv_heads, .head_dim = 128};
+}
+PackedPlanInfo planned(const PackedProblem& problem, const Pack& pack, const PackedConfig& config = {}) {
+    return make_packed_plan(problem, pack, config, support::offline_limits("sm_90a"))->info;
+}
+std::string refusal(const PackedProblem& problem, const Pack& pack, const PackedConfig& config) {
+    try {
+        planned(problem, pack, config);
+    } catch (const Error& error) {
+        return error.what();
+    }
+    return {};
+}
+
+}  // namespace
+
+TEST_CASE("packed heads: a group shares blocks where sequences have few queries") {
+    const PackedPlanInfo shared = planned(grouped(32, 8), appended(64, 32, 4096));
+    const PackedPlanInfo alone = planned(grouped(32, 8), appended(64, 32, 4096), {.heads = 1});
+    CHECK(shared.config.heads == 4);
+    CHECK(alone.config.heads == 1);
+    // 32 tiles of each sequence for a block of 32 rows x 4 heads; or four times for 128 rows, of four sequences.
+    CHECK(shared.tiles == 64 * 32);
+    CHECK(alone.tiles == 64 * 32);
+    CHECK(shared.blocks == 64);
+    CHECK(alone.blocks == 16);
+    // Per KV head, not per query head.
+    CHECK(planned(grouped(64, 8), appended(64, 16, 4096)).config.heads == 8);
+    CHECK(planned(grouped(6, 1), appended(200, 16, 4096)).config.heads == 2);
+}
+
+TEST_CASE("packed heads: heads keep blocks of their own where nothing is won") {
+    CHECK(planned(grouped(32, 8), Pack::from_segments(std::vector<Segment>{{-1, 4096}, {0, 512}})).config.heads ==
+          1);                                                                 // full tiles
+    CHECK(planned(grouped(8, 8), appended(64, 32, 4096)).config.heads == 1);  // no group
+    // One sequence: four times the blocks for four times the multiprocessors.
+    CHECK(planned(grouped(32, 8), appended(1, 32, 4096)).config.heads == 1);
+}
+
+TEST_CASE("packed heads: what cannot share blocks is refused by name") {
+    CHECK(refusal(grouped(6, 2), appended(4, 32, 512), {.heads = 2}).find("heads 2") != std::string::npos);
+    CHECK(refusal(grouped(6, 2), appended(4, 32, 512), {.heads = 3}).find("heads 3") != std::string::npos);
+    CHECK(refusal(grouped(64, 4), appended(4, 32, 512), {.heads = 16}).find("heads 16") != std::string::npos);
+    const std::vector<std::int32_t> cu = {0, 64};
+    const Pack arrays = Pack::from_cu_seqlens(cu, cu, {.causal = true, .dfs_arrays = true});
+    CHECK(refusal(grouped(8, 2), arrays, {.heads = 4}).find("dfs_arrays") != std::string::npos);
+    CHECK(planned(grouped(8, 2), arrays).config.heads == 1);
+}
