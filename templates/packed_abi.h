@@ -187,6 +187,7 @@ struct BackwardTilesParams {
     RowSpan* spans;
     unsigned* row_additions;  // as in BackwardPrepareParams, counted up from zero
     unsigned key_block_count;
+    int block_kv;
 };
 
 }  // namespace sapwood::abi

@@ -24,7 +24,7 @@ struct BackwardWarpLoader {
             return;
         }
         const TicketPlace place(ticket, params.key_block_count, params.section_heads);
-        const U32x4 block = load_readonly_16(params.key_blocks + place.block);  // the words of an abi::KeyBlock
+        const U32x4 block = load_list_16<Traits::kArrays>(params.key_blocks + place.block);  // the words of an abi::KeyBlock
         const u32 next = tickets.draw();
         const u32 steps = block.w * params.group * (abi::kRowTile / Traits::kRows);
         shared.item() = {static_cast<i32>(block.x), block.y & 0xffff, block.y >> 16, place.head, steps, next};
@@ -42,7 +42,7 @@ struct BackwardWarpLoader {
                 walk.tiles_left = walk.tiles;
                 ++walk.head;
             }
-            const U32x4 span = load_readonly_16(params.spans + walk.span++);
+            const U32x4 span = load_list_16<Traits::kArrays>(params.spans + walk.span++);
             walk.row = static_cast<i32>(span.x);
             walk.steps_left = span.y * (abi::kRowTile / Traits::kRows);
             walk.tiles_left -= span.y;

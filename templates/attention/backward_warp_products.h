@@ -192,13 +192,23 @@ private:
         if (tile.runs == 0) return;
         const i32 row = tile.begin + static_cast<i32>(first_row());
         const i32 key = shared.item().key_begin + static_cast<i32>(first_key() + lane / 4);
+        const auto beyond = beyond_runs();
         SAPWOOD_UNROLL for (u32 m = 0; m < kM; ++m) {
             u32 seen[2] = {0, 0};
             each_run(tile, params.runs, [&](const abi::KeyRun& run) {
                 SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) seen[h] |=
                     seeing_columns(run, key + static_cast<i32>(m * 16 + h * 8), row, lane);
             });
+            beyond.template narrow<kN>(seen, key + static_cast<i32>(m * 16), row, lane);
             mask_columns(s[m], seen);
+        }
+    }
+    SAPWOOD_DEVICE auto beyond_runs() const {
+        if constexpr (Traits::kArrays) {
+            const BackwardWarpItem& item = shared.item();
+            return StartEnd<true>{params.end_k, params.start_q, item.key_begin + static_cast<i32>(item.keys)};
+        } else {
+            return RunsAlone{};
         }
     }
     /// Scores to weights, by the rows' final sums.
@@ -253,7 +263,7 @@ private:
         if (item.slot == abi::KeyBlock::kNoSlot) {
             write(params.dk, dk, params.scale);
             write(params.dv, dv, 1.0f);
-        } else {
+        } else if (!Traits::kArrays || item.steps != 0) {  // of which arrays have left nothing adds nothing
             constexpr u32 kSums = Traits::kKeys * (Traits::kHeadDim + Traits::kHeadDimV);
             f32* sums = params.kv_sums + static_cast<u64>(item.slot * params.kv_heads + item.kv_head) * kSums;
             add(sums, dk);
