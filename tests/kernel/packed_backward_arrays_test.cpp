@@ -24,9 +24,12 @@ void all_array_cases(const Target& target) {
         if (!which.lse || (target.device == nullptr && !asked && !wgmma)) continue;
         PackedConfig config = {.mainloop = which.config.mainloop};
         if (asked && !wgmma) config.block_kv = 32;
+#if defined(__SANITIZE_ADDRESS__)
+        if (asked && !wgmma) continue;  // as in all_cases of packed_backward_test.cpp
+#endif
         check_gradients(target, which, {{.config = config}}, ++ran % 2 == 0);
     }
-    CHECK(ran >= 15);
+    CHECK(ran >= 14);
 }
 }  // namespace
 
