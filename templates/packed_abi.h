@@ -114,7 +114,8 @@ struct BackwardParams {
     const BlockTurns* block_turns;  // these three are null where it is not
     const unsigned* turns;          // additions to a row tile before that of this block, by block and tile; of any head
     unsigned* arrivals;             // additions so far: to the tiles of dq_sums; then, in a fixed order, to those of kv_sums, else
-                                    // who makes the first to each tile of dq_sums
+                                    // who makes the first to each tile of dq_sums. By mma.sync: in a fixed order alone, and each
+                                    // warp's, in each step, for itself
     Counters* counters;
     int rows, keys;
     unsigned row_tiles;
@@ -187,6 +188,7 @@ struct BackwardTilesParams {
     RowSpan* spans;
     unsigned* row_additions;  // as in BackwardPrepareParams, counted up from zero
     unsigned key_block_count;
+    int block_kv;
 };
 
 }  // namespace sapwood::abi

@@ -148,7 +148,8 @@ struct PackedTensors {
 /// What a caller asks of a backward plan beyond the problem.
 struct PackedBackwardOptions {
     /// The same bits each time, for the same pack, tensors and GPU model: every sum is added up in one order. It takes some waiting
-    /// and shorter pieces of work; see docs/training.md. Refused for packs with dfs_arrays.
+    /// and shorter pieces of work; see docs/training.md. By either main loop; refused for packs with dfs_arrays, whose additions
+    /// are known on the device alone.
     bool deterministic = false;
     PackedConfig config;  ///< fields that are not 0 are kept, the others chosen
 };

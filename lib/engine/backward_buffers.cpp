@@ -72,7 +72,8 @@ BackwardBuffers::BackwardBuffers(std::shared_ptr<Memory> memory, const PackedBac
                    .key_blocks = static_cast<abi::KeyBlock*>(at(blocks)),
                    .spans = static_cast<abi::RowSpan*>(at(spans)),
                    .row_additions = row_additions,
-                   .key_block_count = main.key_block_count};
+                   .key_block_count = main.key_block_count,
+                   .block_kv = plan.config.block_kv};
 }
 
 BackwardBuffers::~BackwardBuffers() { memory_->free(block_); }

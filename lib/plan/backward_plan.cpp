@@ -77,18 +77,6 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
     plan->options = options;
     plan->limits = limits;
     const PackedProblem& problem = plan->problem;
-    if (options.deterministic && plan->config.mainloop != Mainloop::wgmma)
-        raise(ErrorCode::kUnsupportedDevice,
-              "a deterministic backward pass is made with mainloop wgmma alone (sm_90a, head dims 64 and 128); head dims " +
-                  std::to_string(problem.head_dim) + " and " + std::to_string(problem.head_dim_v) + " on " + limits.target +
-                  " take " + plan->config.to_string() + ". Ask without `deterministic`");
-    if (pack.dfs_arrays() && plan->config.mainloop != Mainloop::wgmma)
-        raise(
-            ErrorCode::kUnsupportedDevice,
-            "the backward pass over a pack with dfs_arrays is made with mainloop wgmma alone (sm_90a, head dims 64 and 128); head "
-            "dims " +
-                std::to_string(problem.head_dim) + " and " + std::to_string(problem.head_dim_v) + " on " + limits.target +
-                " take " + plan->config.to_string() + ". Give the trees as segments (Pack::from_segments)");
     const int resident = limits.sms * plan->config.blocks;
     // What a KV head's blocks share in L2: Q, dO and the sums of dQ of its query heads.
     const std::int64_t head_bytes =

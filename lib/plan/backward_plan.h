@@ -34,12 +34,12 @@ struct PackedBackwardPlan::Impl {
     /// Whether the first addition to a tile of dQ is a plain write, so that its sums need no zeros.
     bool writes_first() const { return config.mainloop == Mainloop::wgmma; }
     /// Counters behind those sums, 32-bit words: of the tiles of dQ; then of kv_sums in a fixed order, else the tiles' claims. A
-    /// multiple of four.
+    /// multiple of four; none where sums are added to as it comes.
     std::int64_t arrivals() const {
         const std::int64_t row_sums = row_tiles() * problem.q_heads;
         const std::int64_t others =
             options.deterministic ? static_cast<std::int64_t>(list.slots.size()) * problem.kv_heads : row_sums;
-        return writes_first() ? (row_sums + others + 3) / 4 * 4 : 0;
+        return writes_first() || options.deterministic ? (row_sums + others + 3) / 4 * 4 : 0;
     }
     std::int64_t row_tiles() const { return (info.rows + abi::kRowTile - 1) / abi::kRowTile; }
 };

@@ -2,7 +2,8 @@
 // In which order the backward kernel's blocks add to sums that they share: as they come, or as the plan has numbered them. With a
 // fixed order an addition waits until as many have been made to its sums as the plan counts before it. All of those belong to
 // earlier tickets, and tickets are drawn in order by blocks that run: the earliest ticket at work waits for nobody.
-// Whatever the order, the first addition to a tile of dQ is a plain write, so that nobody has to set its sums to zero.
+// By wgmma, whatever the order, the first addition to a tile of dQ is a plain write, so that nobody has to set its sums to zero;
+// what is by mma.sync is in backward_warp_order.h.
 #pragma once
 
 #include "attention/backward_traits.h"
@@ -20,7 +21,7 @@ SAPWOOD_DEVICE u32* slot_arrivals(const abi::BackwardParams& params, u32 slot, u
     return params.arrivals + params.kv_heads * params.group * params.row_tiles + slot * params.kv_heads + kv_head;
 }
 
-/// await: until a tile of dQ may be added to; whether this is the first time.
+/// await, by wgmma: until a tile of dQ may be added to; whether this is the first time.
 struct AnyOrder {
     static constexpr bool kFixed = false;
     using Tickets = kernel::Tickets;

@@ -170,15 +170,9 @@ private:
         }
     }
     SAPWOOD_DEVICE void mask(f32 (&s)[kBlocks][4], u32 stage) const {
-        mask_transposed_tile(s, shared.header(stage), params.runs, item.key_begin + static_cast<i32>(block_key()), lane,
-                             beyond_runs());
-    }
-    SAPWOOD_DEVICE auto beyond_runs() const {
-        if constexpr (Traits::kArrays) {
-            return StartEnd<true>{params.end_k, params.start_q, item.key_begin + static_cast<i32>(item.keys())};
-        } else {
-            return RunsAlone{};
-        }
+        mask_transposed_tile(
+            s, shared.header(stage), params.runs, item.key_begin + static_cast<i32>(block_key()), lane,
+            beyond_runs<Traits::kArrays, true>(params.end_k, params.start_q, item.key_begin + static_cast<i32>(item.keys())));
     }
     /// Scores to weights, by the rows' final sums.
     SAPWOOD_DEVICE void weigh(f32 (&s)[kBlocks][4], const f32 (&lse)[kBlocks][2]) const {

@@ -4,7 +4,6 @@
 #pragma once
 
 #include "attention/array_bounds.h"
-#include "attention/backward_layout.h"
 #include "attention/packed_mask.h"
 
 namespace sapwood::kernel {
@@ -33,7 +32,7 @@ struct BackwardTiles {
         if (block.runs == 1) {
             const Rows rows = rows_of(load_run(params.runs + block.run_begin));
             // Zeros behind the last key are no keys, whoever would see them.
-            if (rows.keys == static_cast<i32>(abi::kBackwardKeys)) whole_begin = rows.whole_begin, whole_end = rows.whole_end;
+            if (rows.keys == params.block_kv) whole_begin = rows.whole_begin, whole_end = rows.whole_end;
         }
         bool more = block.tile_begin < block.tile_end;
         for (u32 word = block.tile_begin / 32; more && word * 32 < block.tile_end; ++word) more = cover(word);

@@ -4,7 +4,7 @@
 // would take registers from dK and dV.
 #pragma once
 
-#include "attention/backward_warp_traits.h"
+#include "attention/backward_warp_order.h"
 #include "attention/packed_copy.h"
 #include "attention/packed_tickets.h"
 
@@ -14,21 +14,33 @@ template <class Traits>
 struct BackwardWarpLoader {
     const abi::BackwardParams& params;
     const BackwardWarpShared<Traits>& shared;
+    static constexpr bool kFixed = Traits::Order::kFixed;
+
+    SAPWOOD_DEVICE typename Traits::Order::Tickets tickets() const { return {{params.counters}}; }
+    /// Tickets are thread 0's matter.
+    SAPWOOD_DEVICE u32 first_ticket() const { return !kFixed || thread_id() == 0 ? tickets().first() : 0; }
+    /// Of thread 0, in an item's last step: where order is fixed others may wait for what has been drawn, so it is drawn late.
+    SAPWOOD_DEVICE void draw_next() const {
+        if constexpr (kFixed) shared.item().next = tickets().draw();
+    }
 
     /// Of thread 0: the item of a ticket, and the headers of its first two steps.
     SAPWOOD_DEVICE void open_item(u32 ticket, u32 step) const {
-        const Tickets tickets{params.counters};
         if (ticket >= params.key_block_count * params.kv_heads) {
             shared.item().steps = BackwardWarpItem::kStop;
-            tickets.leave();
+            tickets().leave();
             return;
         }
         const TicketPlace place(ticket, params.key_block_count, params.section_heads);
-        const U32x4 block = load_readonly_16(params.key_blocks + place.block);  // the words of an abi::KeyBlock
-        const u32 next = tickets.draw();
+        const U32x4 block = load_list_16<Traits::kArrays>(params.key_blocks + place.block);  // the words of an abi::KeyBlock
+        const u32 next = !kFixed || block.w == 0 ? tickets().draw() : 0;
         const u32 steps = block.w * params.group * (abi::kRowTile / Traits::kRows);
         shared.item() = {static_cast<i32>(block.x), block.y & 0xffff, block.y >> 16, place.head, steps, next};
         shared.walk() = {block.z, block.w, block.z, block.w, 0, 0, 0, 0, place.head * params.group};
+        if constexpr (kFixed) {
+            const u64 turns = load_readonly_8(params.block_turns + place.block);  // the words of an abi::BlockTurns
+            shared.turns() = {static_cast<u32>(turns), static_cast<u32>(turns >> 32), 0};
+        }
         if (steps > 0) next_header(step);
         if (steps > 1) next_header(step + 1);
     }
@@ -41,8 +53,9 @@ struct BackwardWarpLoader {
                 walk.span = walk.span_begin;
                 walk.tiles_left = walk.tiles;
                 ++walk.head;
+                if constexpr (kFixed) shared.turns().steps = 0;
             }
-            const U32x4 span = load_readonly_16(params.spans + walk.span++);
+            const U32x4 span = load_list_16<Traits::kArrays>(params.spans + walk.span++);
             walk.row = static_cast<i32>(span.x);
             walk.steps_left = span.y * (abi::kRowTile / Traits::kRows);
             walk.tiles_left -= span.y;
@@ -55,6 +68,10 @@ struct BackwardWarpLoader {
             const auto* run = reinterpret_cast<const U32x4*>(params.runs + walk.run_begin);
             header[1] = load_readonly_16(run);
             header[2] = load_readonly_16(run + 1);
+        }
+        if constexpr (kFixed) {
+            BackwardWarpTurns& turns = shared.turns();
+            shared.before(step) = load_readonly_4(params.turns + turns.first + turns.steps++ / (abi::kRowTile / Traits::kRows));
         }
         walk.row += static_cast<i32>(Traits::kRows);
         --walk.steps_left;

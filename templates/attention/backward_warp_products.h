@@ -23,17 +23,18 @@ struct BackwardWarpProducts {
     const abi::BackwardParams& params;
     const BackwardWarpShared<Traits>& shared;
     const BackwardWarpLoader<Traits>& loader;
+    const BackwardWarpOrder<Traits> order;
     const typename Traits::Score score;
     const u32 lane, warp;
     f32 dk[kM][kKeyColumns / 8][4], dv[kM][kValueColumns / 8][4];
 
     SAPWOOD_DEVICE BackwardWarpProducts(const abi::BackwardParams& p, const BackwardWarpShared<Traits>& s,
                                         const BackwardWarpLoader<Traits>& l)
-        : params(p), shared(s), loader(l), score(p.scale_log2, p.softcap_log2), lane(lane_id()), warp(warp_id()) {}
+        : params(p), shared(s), loader(l), order{p, s}, score(p.scale_log2, p.softcap_log2), lane(lane_id()), warp(warp_id()) {}
 
     SAPWOOD_DEVICE void run() {
         u32 step = 0;
-        for (u32 ticket = block_id();; ticket = shared.item().next) {
+        for (u32 ticket = loader.first_ticket();; ticket = shared.item().next) {
             block_sync();  // nobody is at the item before
             if (thread_id() == 0) loader.open_item(ticket, step);
             block_sync();
@@ -46,6 +47,7 @@ struct BackwardWarpProducts {
                 loader.copy_step(step);
             }
             SAPWOOD_NO_UNROLL for (u32 left = steps; left > 0; --left, ++step) attend(step, left);
+            if (steps > 0) order.leave_tile(step - 1);
             write_item();
         }
     }
@@ -67,6 +69,7 @@ private:
         Scores s, ds;
         shared.wait_full(step);
         multiply<typename Traits::KTile, typename Traits::QTile, Traits::kHeadDim>(s, shared.address, shared.query(step));
+        if (left < shared.item().steps) order.leave_tile(step - 1);
         if constexpr (Traits::kStages > 1) {
             Shared::wait_all_before(shared.rows_read(), step);  // the next step's rows come where those before this one lie
             if (left > 1) loader.copy_step(step + 1);
@@ -74,6 +77,7 @@ private:
         finish_scores(s, step);
         Shared::wait_all_before(shared.dscores_read(), step);  // and so the weights and the header of the step before
         if (left > 2 && thread_id() == 0) loader.next_header(step + 2);
+        if (left == 1 && thread_id() == 0) loader.draw_next();
         if constexpr (!Traits::Score::kTransforms) {
             weigh(s, step);
             store(s, Traits::kWeights);
@@ -167,12 +171,13 @@ private:
             }
         }
         const TileHeader& tile = shared.header(step);
-        const u32 row = static_cast<u32>(tile.begin);
+        const u32 row = static_cast<u32>(tile.begin), target = tile.head * params.row_tiles + row / abi::kRowTile;
+        const u32 before = shared.before(step);
         // A row tile's sums lie by eight columns, 16 rows.
-        f32* sums = params.dq_sums +
-                    static_cast<u64>(tile.head * params.row_tiles + row / abi::kRowTile) * (abi::kRowTile * Traits::kHeadDim) +
+        f32* sums = params.dq_sums + static_cast<u64>(target) * (abi::kRowTile * Traits::kHeadDim) +
                     column_block * (abi::kRowTile * 8) + (row % abi::kRowTile / 16 + row_block) * 128;
         mbarrier_arrive(shared.dscores_read());
+        order.await_tile(target, before);
         SAPWOOD_UNROLL for (u32 m = 0; m < kRowBlocks; ++m) {
             SAPWOOD_UNROLL for (u32 n = 0; n < kColumnBlocks; ++n)
                 add_accumulators(sums + n * (abi::kRowTile * 8) + m * 128, d[m][n]);
@@ -190,14 +195,17 @@ private:
         }
         const TileHeader& tile = shared.header(step);
         if (tile.runs == 0) return;
+        const BackwardWarpItem& item = shared.item();
         const i32 row = tile.begin + static_cast<i32>(first_row());
-        const i32 key = shared.item().key_begin + static_cast<i32>(first_key() + lane / 4);
-        SAPWOOD_UNROLL for (u32 m = 0; m < kM; ++m) {
+        const i32 key = item.key_begin + static_cast<i32>(first_key() + lane / 4);
+        const auto beyond =
+            beyond_runs<Traits::kArrays, true>(params.end_k, params.start_q, item.key_begin + static_cast<i32>(item.keys));
+        SAPWOOD_UNROLL for (i32 m = 0; m < static_cast<i32>(kM); ++m) {
             u32 seen[2] = {0, 0};
             each_run(tile, params.runs, [&](const abi::KeyRun& run) {
-                SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) seen[h] |=
-                    seeing_columns(run, key + static_cast<i32>(m * 16 + h * 8), row, lane);
+                SAPWOOD_UNROLL for (i32 h = 0; h < 2; ++h) seen[h] |= seeing_columns(run, key + (m * 16 + h * 8), row, lane);
             });
+            beyond.template narrow<kN>(seen, key + m * 16, row, lane);
             mask_columns(s[m], seen);
         }
     }
@@ -235,8 +243,7 @@ private:
         }
     }
     /// Rounded, to this warp's part of a tile with a row for each key.
-    SAPWOOD_DEVICE void store(const Scores& s, u32 tile) const {
-        // Four lanes make 16 bytes, eight keys lie in different banks.
+    SAPWOOD_DEVICE void store(const Scores& s, u32 tile) const {  // four lanes make 16 bytes, eight keys lie in different banks
         SAPWOOD_UNROLL for (u32 n = 0; n < kN; ++n) {
             u8* to = shared.base + tile + Weights::offset(first_key() + lane / 4, row_warp() * kN + n) + lane % 4 * 4;
             SAPWOOD_UNROLL for (u32 m = 0; m < kM; ++m) {
@@ -253,11 +260,13 @@ private:
         if (item.slot == abi::KeyBlock::kNoSlot) {
             write(params.dk, dk, params.scale);
             write(params.dv, dv, 1.0f);
-        } else {
+        } else if (!Traits::kArrays || item.steps != 0) {  // of which arrays have left nothing adds nothing
             constexpr u32 kSums = Traits::kKeys * (Traits::kHeadDim + Traits::kHeadDimV);
             f32* sums = params.kv_sums + static_cast<u64>(item.slot * params.kv_heads + item.kv_head) * kSums;
+            order.await_part();
             add(sums, dk);
             add(sums + Traits::kKeys * Traits::kHeadDim, dv);
+            order.leave_part();
         }
     }
     /// To what other parts of the same block have made: by eight columns, 16 keys, like dQ.

@@ -63,7 +63,14 @@ struct alignas(16) BackwardWalk {
     u32 run_begin, runs;
     u32 head;
 };
-static_assert(sizeof(BackwardWarpItem) <= abi::kPackedItemBytes && sizeof(BackwardWalk) <= abi::kPackedItemBytes);
+/// In a fixed order, behind the item: where its turns are.
+struct alignas(16) BackwardWarpTurns {
+    u32 first;  // of its tiles, in BackwardParams::turns
+    u32 part;   // as in abi::BlockTurns
+    u32 steps;  // of this head, so far
+};
+static_assert(sizeof(BackwardWarpItem) + sizeof(BackwardWarpTurns) <= abi::kPackedItemBytes &&
+              sizeof(BackwardWalk) <= abi::kPackedItemBytes);
 
 /// Barriers go by the number of the step, counted through all items: a block's stages, headers and parities are all known from it.
 template <class Traits>
@@ -88,6 +95,14 @@ struct BackwardWarpShared {
         return *reinterpret_cast<TileHeader*>(base + Traits::kHeaders + step % abi::kBackwardHeaders * abi::kPackedHeaderBytes);
     }
     SAPWOOD_DEVICE BackwardWarpItem& item() const { return *reinterpret_cast<BackwardWarpItem*>(base + Traits::kItem); }
+    SAPWOOD_DEVICE BackwardWarpTurns& turns() const {
+        return *reinterpret_cast<BackwardWarpTurns*>(base + Traits::kItem + sizeof(BackwardWarpItem));
+    }
+    /// In a fixed order: blocks that add to the step's row tile before this one. Behind the header's words.
+    SAPWOOD_DEVICE u32& before(u32 step) const {
+        static_assert(sizeof(TileHeader) + sizeof(u32) <= abi::kPackedHeaderBytes);
+        return *reinterpret_cast<u32*>(reinterpret_cast<u8*>(&header(step)) + sizeof(TileHeader));
+    }
     SAPWOOD_DEVICE BackwardWalk& walk() const { return *reinterpret_cast<BackwardWalk*>(base + Traits::kWalk); }
 
     SAPWOOD_DEVICE u32 barrier(u32 number) const { return address + Traits::kBarriers + number * 8; }

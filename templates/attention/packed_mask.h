@@ -108,6 +108,16 @@ struct StartEnd {
     }
 };
 
+/// Whichever of the two a pack's kernel has.
+template <bool kArrays, bool kKeysAreRows>
+SAPWOOD_DEVICE auto beyond_runs(const i32* of_rows, const i32* of_columns, i32 rows) {
+    if constexpr (kArrays) {
+        return StartEnd<kKeysAreRows>{of_rows, of_columns, rows};
+    } else {
+        return RunsAlone{};
+    }
+}
+
 /// -inf for what the rows `row` and `row + 8` of this lane do not see.
 template <u32 kBlocks, class Beyond = RunsAlone>
 SAPWOOD_DEVICE void mask_tile(f32 (&s)[kBlocks][4], const TileHeader& tile, const abi::KeyRun* runs, i32 row, u32 lane,

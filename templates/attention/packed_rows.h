@@ -60,14 +60,7 @@ struct PackedRows {
         }
         if (runs != 0)
             mask_tile(s, shared.header(stage), params.runs, item.row_begin + static_cast<i32>(Traits::token_of(block_row())), lane,
-                      beyond_runs());
-    }
-    SAPWOOD_DEVICE auto beyond_runs() const {
-        if constexpr (Traits::kArrays) {
-            return StartEnd<false>{params.start_q, params.end_k, params.rows};
-        } else {
-            return RunsAlone{};
-        }
+                      beyond_runs<Traits::kArrays, false>(params.start_q, params.end_k, params.rows));
     }
 
     /// Scores to weights, into the running maximum and sum. True if the output is still to be multiplied by `rescale`. A row of the

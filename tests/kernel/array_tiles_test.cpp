@@ -110,12 +110,13 @@ Numbers check(const PackedCase& which, std::int32_t block_q, std::int32_t block_
     return numbers;
 }
 
-/// The same of the lists of a backward pass, whose blocks are in parts of `longest` tiles. Pairs of the first keys, whole blocks.
-Numbers check_backward(const PackedCase& which, std::int64_t longest, std::int64_t first_keys = 1 << 30) {
-    constexpr std::int64_t kKeys = abi::kBackwardKeys, kRows = abi::kRowTile;
+/// The same of the lists of a backward pass, whose blocks of `block_kv` keys are in parts of `longest` tiles. Pairs of the first
+/// keys, whole blocks.
+Numbers check_backward(const PackedCase& which, int block_kv, std::int64_t longest, std::int64_t first_keys = 1 << 30) {
+    constexpr std::int64_t kRows = abi::kRowTile;
     const Pack pack = which.pack();
     BackwardList plain, list;
-    for (BackwardList* each : {&plain, &list}) each->build(pack, kKeys, [&](auto, std::int64_t) { return longest; });
+    for (BackwardList* each : {&plain, &list}) each->build(pack, block_kv, [&](auto, std::int64_t) { return longest; });
     ArrayList arrays;
     arrays.build(pack, list);
     list.spans.resize(static_cast<std::size_t>(arrays.spans));
@@ -128,7 +129,8 @@ Numbers check_backward(const PackedCase& which, std::int64_t longest, std::int64
                                              .key_blocks = list.blocks.data(),
                                              .spans = list.spans.data(),
                                              .row_additions = additions.data(),
-                                             .key_block_count = static_cast<unsigned>(list.blocks.size())};
+                                             .key_block_count = static_cast<unsigned>(list.blocks.size()),
+                                             .block_kv = block_kv};
     support::run_on_host(kBackward, {.grid = 3, .block = abi::kArrayThreads}, params);
     const oracle::Sees sees = which.sees();
     const std::int64_t keys = std::min(pack.keys(), first_keys);
@@ -153,7 +155,7 @@ Numbers check_backward(const PackedCase& which, std::int64_t longest, std::int64
             for (std::int64_t t = 0; t < span.tiles; ++t) {
                 bool some = false;
                 const std::int64_t begin = span.row_begin + t * kRows;
-                for (std::int64_t key = block.key_begin; key < block.key_begin + kKeys; ++key) {
+                for (std::int64_t key = block.key_begin; key < block.key_begin + block_kv; ++key) {
                     for (std::int64_t row = begin; row < begin + kRows; ++row) {
                         const bool there = key < keys && row < pack.rows(), visible = there && sees(row, key);
                         bool allowed = span.runs == 0;
@@ -194,7 +196,7 @@ TEST_CASE("array tiles: every visible pair is in one tile, and whole tiles are v
         CAPTURE(round);
         which = with_any_arrays(which, round, -2, 2, 1 + static_cast<std::int32_t>(random() % 300));
         check(which, round % 2 ? 128 : 64, 32 << round % 3);
-        check_backward(which, 24);
+        check_backward(which, 128 >> round % 3, 24);
     }
     for (const PackedCase& which : array_cases())
         if (std::string_view(which.name) == "more spans than room") CHECK(check(which, 128, 64).longest == ArrayList::kMostSpans);
@@ -202,7 +204,7 @@ TEST_CASE("array tiles: every visible pair is in one tile, and whole tiles are v
 
 TEST_CASE("array tiles: every visible pair is in one tile of a backward pass, and whole tiles are visible") {
     for (const PackedCase& which : array_cases())
-        if (which.cu_k.back() < 4000) check_backward(which, 24);
+        if (which.cu_k.back() < 4000) check_backward(which, abi::kBackwardKeys, 24);
     // More spans than room: row tiles in turns whole and not, all below the first key block.
     PackedCase which = {"more spans than room", {}, {}, {0, 9000}, {0, 9000}};
     which.mask = {.causal = true, .dfs_arrays = true};
@@ -210,7 +212,7 @@ TEST_CASE("array tiles: every visible pair is in one tile of a backward pass, an
         which.start_q.push_back(i / 64 % 2 == 0 ? 0 : i % 2);
         which.end_k.push_back(i % 3 == 0 ? 1 : 0);
     }
-    CHECK(check_backward(which, 1 << 20, 128).longest == ArrayList::kMostSpans);
+    CHECK(check_backward(which, abi::kBackwardKeys, 1 << 20, 128).longest == ArrayList::kMostSpans);
 }
 
 TEST_CASE("array tiles: a tree is walked in as few tiles as from its segments") {
@@ -225,9 +227,14 @@ TEST_CASE("array tiles: a tree is walked in as few tiles as from its segments") 
         CHECK(numbers.empty == 0);
         CHECK(numbers.tiles == list.tiles);
         CHECK(numbers.partial <= list.partial_tiles);
-        BackwardList rows;
-        rows.build(trees.pack(), abi::kBackwardKeys, [](auto, std::int64_t) { return 24; });
-        CHECK(check_backward(as_arrays(trees), 24).tiles <= rows.tiles + rows.tiles / 8);
+        for (const int block_kv : {32, 64, 128}) {
+            BackwardList rows;
+            rows.build(trees.pack(), block_kv, [](auto, std::int64_t) { return 24; });
+            const Numbers backward = check_backward(as_arrays(trees), block_kv, 24);
+            CAPTURE(block_kv);
+            CHECK(backward.tiles <= rows.tiles + rows.tiles / 8);
+            CHECK(backward.partial <= rows.partial_tiles + rows.tiles / 8);
+        }
     }
     // A prompt and responses that do not: one tile a block more at most.
     std::vector<Segment> segments = {{-1, 1000}};

@@ -2,9 +2,11 @@
 // Gradients over packs against the fp64 oracle, on the host target and on a GPU if there is one: the same cases.
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <functional>
 #include <memory>
 
+#include "engine/backward_buffers.h"
 #include "kernel/packed_gradients.h"
 #include "support/compare.h"
 #include "support/gpu.h"
@@ -40,23 +42,38 @@ std::vector<std::unique_ptr<Engine>> schedules() {
     std::vector<std::unique_ptr<Engine>> engines;
     for (unsigned i = 0; i < 5; ++i) {
         EngineOptions options = host_options(i);
-        options.host_threads = 1 + i;
+        options.host_threads = 1 + 3 * i;
         engines.push_back(std::make_unique<Engine>(options));
     }
     return engines;
 }
+/// On the host: what was added up in fp32, where no rounding hides the order.
+std::vector<float> sums_of(const PackedBackwardPlan::Impl& plan) {
+    const abi::BackwardParams& main = static_cast<const BackwardBuffers*>(plan.device.get())->base().main;
+    std::vector<float> sums(main.dq_sums,
+                            main.dq_sums + plan.row_tiles() * abi::kRowTile * plan.problem.q_heads * plan.problem.head_dim);
+    sums.insert(sums.end(), main.kv_sums, main.kv_sums + plan.kv_sums());
+    return sums;
+}
 /// Runs with the target of every round; all results must be those of the first, bit by bit.
-void same_bits(const PackedCase& which, int rounds, const std::function<Target(int)>& target_of) {
+void same_bits(const PackedCase& which, const PackedConfig& config, int rounds, const std::function<Target(int)>& target_of) {
     Gradients gradients(which, true);
     gradients.scene.run(target_of(0));
     std::vector<std::uint16_t> dq, dk, dv;
+    std::vector<float> sums;
     for (int round = 0; round < rounds; ++round) {
-        gradients.run(target_of(round), {.deterministic = true});
-        if (round == 0) dq = gradients.dq, dk = gradients.dk, dv = gradients.dv;
+        const Target target = target_of(round);
+        PackedBackwardPlan plan =
+            target.engine->plan_packed_backward(which.problem, gradients.scene.pack, {.deterministic = true, .config = config});
+        gradients.launch(target, plan);
+        const std::vector<float> now = target.device == nullptr ? sums_of(plan.impl()) : std::vector<float>();
+        if (round == 0) dq = gradients.dq, dk = gradients.dk, dv = gradients.dv, sums = now;
         CAPTURE(round);
+        CAPTURE(config.to_string());
         CHECK(gradients.dq == dq);
         CHECK(gradients.dk == dk);
         CHECK(gradients.dv == dv);
+        CHECK((now == sums));
     }
 }
 
@@ -90,12 +107,19 @@ TEST_CASE("packed backward on gpu: gradients against the oracle") {
 
 TEST_CASE("packed backward on host: deterministic gradients, however blocks and threads are scheduled") {
     const auto engines = schedules();
-    const PackedCase which = shared_prompt(140, 3, 250, {.q_heads = 8, .kv_heads = 1, .head_dim = 64});
-    PackedBackwardPlan plan = engines[0]->plan_packed_backward(which.problem, which.pack(), {.deterministic = true});
-    CHECK(plan.info().blocks > (which.pack().keys() + 127) / 128);  // or nothing is added up in parts
-    same_bits(which, 20, [&](int round) {
-        return Target{engines[static_cast<std::size_t>(round) % engines.size()].get(), nullptr};
-    });
+    const auto check = [&](const PackedCase& which, const PackedConfig& config, std::int64_t parts) {
+        PackedBackwardPlan plan =
+            engines[0]->plan_packed_backward(which.problem, which.pack(), {.deterministic = true, .config = config});
+        const auto& blocks = plan.impl().list.blocks;
+        CHECK(std::count_if(blocks.begin(), blocks.end(), [](const abi::KeyBlock& block) { return block.slot == 0; }) >= parts);
+        same_bits(which, config, 5, [&](int round) { return Target{engines[static_cast<std::size_t>(round)].get(), nullptr}; });
+    };
+    // Three parts: two have the same sum in either order.
+    check(shared_prompt(128, 3, 90, {.q_heads = 32, .kv_heads = 1, .head_dim = 64}), {}, 3);
+    check(shared_prompt(128, 3, 90, {.q_heads = 32, .kv_heads = 1, .head_dim = 64, .dtype = DType::fp16}),
+          {.mainloop = Mainloop::mma, .stages = 1}, 3);
+    // Steps of half a row tile.
+    check(shared_prompt(60, 1, 140, {.q_heads = 2, .kv_heads = 2, .head_dim = 256, .dtype = DType::fp16}), {.block_kv = 32}, 0);
 }
 TEST_CASE("packed backward on host: whoever comes first to a tile of dQ writes it, however blocks and threads are scheduled") {
     const PackedCase which = shared_prompt(140, 3, 100, {.q_heads = 4, .kv_heads = 1, .head_dim = 64});
@@ -103,9 +127,16 @@ TEST_CASE("packed backward on host: whoever comes first to a tile of dQ writes i
 }
 TEST_CASE("packed backward on gpu: deterministic gradients, each time the same bits") {
     if (!support::gpu_available()) return;
-    for (const std::int32_t dim : {64, 128})
-        same_bits(shared_prompt(2048, 8, 600, {.q_heads = 8, .kv_heads = 2, .head_dim = dim}), 20,
+    const auto check = [](std::int32_t dim, const PackedConfig& config) {
+        same_bits(shared_prompt(2048, 8, 600, {.q_heads = 8, .kv_heads = 2, .head_dim = dim}), config, 20,
                   [](int) { return gpu_target(); });
+    };
+    for (const std::int32_t dim : {64, 128}) {
+        check(dim, {});
+        check(dim, {.mainloop = Mainloop::mma});
+    }
+    check(128, {.mainloop = Mainloop::mma, .block_kv = 64, .stages = 1});
+    check(256, {.block_kv = 32});
 }
 TEST_CASE("packed backward on host: the oracle of some rows and keys says what that of all says") {
     for (const std::size_t i : {0, 1}) {

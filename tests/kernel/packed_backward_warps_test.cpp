@@ -10,12 +10,15 @@ using namespace sapwood::test;
 
 namespace {
 
+/// As sums come and in a fixed order; the host, whose compiler takes long, has one of the two each.
 void all_tiles(const Target& target) {
     int ran = 0;
     for (const PackedCase& which : backward_tile_cases()) {
         PackedCase forward = which;
         forward.config = {};
-        check_gradients(target, forward, {{.config = which.config}}, ++ran % 2 == 0);
+        std::vector<PackedBackwardOptions> ways = {{.config = which.config}, {.deterministic = true, .config = which.config}};
+        if (target.device == nullptr) ways.erase(ways.begin() + (ran % 3 == 1 ? 0 : 1));
+        check_gradients(target, forward, ways, ++ran % 2 == 0);
     }
     CHECK(ran >= 10);
 }
@@ -65,6 +68,4 @@ TEST_CASE("packed backward: tiles that cannot be are refused with what was asked
     CHECK(refused(wide, {.block_kv = 128}).find("need about") != std::string::npos);
     CHECK(refused(wide, {.producers = 4}).find("no copy warps") != std::string::npos);
     CHECK(refused(wide, {.stages = 3}).find("stages 3 is not 1 or 2") != std::string::npos);
-    CHECK_THROWS_WITH_AS(engine.plan_packed_backward(wide, pack, {.deterministic = true}),
-                         doctest::Contains("deterministic backward pass is made with mainloop wgmma alone"), Error);
 }
