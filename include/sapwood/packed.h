@@ -86,6 +86,8 @@ struct PackedConfig {
     std::int32_t blocks = 0;     ///< resident blocks an SM
     /// Query heads of a group that share a block of rows in the forward pass ("PackGQA"), 1, 2, 4 or 8: for sequences of few
     /// queries, of which a block of one head would hold several that see different keys. Chosen with the pack.
+    /// In the backward pass: those that a work item walks one after the other, the whole group (0) or, where its sums of dQ would
+    /// not stay in L2, fewer, a divisor.
     std::int32_t heads = 0;
 
     std::string to_string() const;

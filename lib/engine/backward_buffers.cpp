@@ -56,8 +56,9 @@ BackwardBuffers::BackwardBuffers(std::shared_ptr<Memory> memory, const PackedBac
     main.row_tiles = base_.prepare.row_tiles = base_.finish.row_tiles = static_cast<unsigned>(plan.row_tiles());
     base_.prepare.q_heads = base_.finish.q_heads = static_cast<unsigned>(problem.q_heads);
     main.key_block_count = static_cast<unsigned>(plan.list.blocks.size());
-    main.kv_heads = static_cast<unsigned>(problem.kv_heads);
-    main.group = static_cast<unsigned>(problem.q_heads / problem.kv_heads);
+    main.bundles = static_cast<unsigned>(plan.bundles);
+    main.kv_heads = static_cast<unsigned>(problem.kv_heads * plan.bundles);
+    main.group = static_cast<unsigned>(problem.q_heads / problem.kv_heads / plan.bundles);
     main.section_heads = static_cast<unsigned>(plan.section_heads);
     main.scale = base_.finish.scale = problem.scale;
     set_score(main, problem);

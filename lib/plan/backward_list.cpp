@@ -11,7 +11,7 @@ constexpr auto kTile = static_cast<std::int32_t>(abi::kRowTile);
 
 }  // namespace
 
-void BackwardList::build(const Pack& pack, std::int32_t block_keys, const Longest& longest, bool by_rows) {
+void BackwardList::build(const Pack& pack, std::int32_t block_keys, const Longest& longest, bool by_rows, bool sums_for_all) {
     const std::span<const KeyRun> all = pack.runs();
     const auto keys = static_cast<std::int32_t>(pack.keys());
     runs.clear();
@@ -50,10 +50,13 @@ void BackwardList::build(const Pack& pack, std::int32_t block_keys, const Longes
     count_additions();
     const std::int64_t limit = std::max<std::int64_t>(1, longest(unsorted_, tiles));
     if (by_rows) return order_by_rows(limit);
-    cut(limit, [&](std::size_t block, std::vector<unsigned>& ends) {
-        const std::int64_t all_tiles = unsorted_[block].tiles, parts = parts_of(unsorted_[block], limit);
-        for (std::int64_t p = 1; p <= parts; ++p) ends.push_back(static_cast<unsigned>(p * all_tiles / parts));
-    });
+    cut(
+        limit,
+        [&](std::size_t block, std::vector<unsigned>& ends) {
+            const std::int64_t all_tiles = unsorted_[block].tiles, parts = parts_of(unsorted_[block], limit);
+            for (std::int64_t p = 1; p <= parts; ++p) ends.push_back(static_cast<unsigned>(p * all_tiles / parts));
+        },
+        sums_for_all);
     sort_longest_first(unsorted_, blocks, counts_);
 }
 
@@ -113,14 +116,14 @@ void BackwardList::count_additions() {
     row_additions.pop_back();
 }
 
-void BackwardList::cut(std::int64_t limit, const PartEnds& part_ends) {
+void BackwardList::cut(std::int64_t limit, const PartEnds& part_ends, bool all) {
     const auto count = unsorted_.size();
     for (std::size_t b = 0; b < count; ++b) {
         const abi::KeyBlock block = unsorted_[b];
-        if (block.tiles <= limit || slots.size() >= abi::KeyBlock::kNoSlot) continue;
+        if (block.tiles == 0 || (block.tiles <= limit && !all) || slots.size() >= abi::KeyBlock::kNoSlot) continue;
         ends_.clear();
         part_ends(b, ends_);
-        if (ends_.size() < 2) continue;
+        if (ends_.size() < 2 && !all) continue;
         const auto slot = static_cast<unsigned short>(slots.size());
         slots.push_back({block.key_begin, block.keys});
         // Copies of the block's spans, cut where a part ends.

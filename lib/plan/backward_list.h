@@ -34,8 +34,9 @@ struct BackwardList {
     /// Of a block's longest part, in tiles, given all blocks and their tiles in all.
     using Longest = std::function<std::int64_t(std::span<const abi::KeyBlock> blocks, std::int64_t tiles)>;
     /// Rebuilds everything; keeps the vectors' memory. Long blocks are cut into parts: the keys of a prompt are seen by every
-    /// response, and one block would still be at them when all else is done.
-    void build(const Pack& pack, std::int32_t block_keys, const Longest& longest, bool by_rows = false);
+    /// response, and one block would still be at them when all else is done. `sums_for_all`: whole ones have a slot too, because
+    /// several items add to each.
+    void build(const Pack& pack, std::int32_t block_keys, const Longest& longest, bool by_rows = false, bool sums_for_all = false);
     /// For additions in a fixed order: how many come before each.
     void number_turns();
 
@@ -58,7 +59,7 @@ private:
 
     /// Of a block that is too long, given its index: where its parts end, in tiles.
     using PartEnds = std::function<void(std::size_t block, std::vector<unsigned>& ends)>;
-    void cut(std::int64_t limit, const PartEnds& part_ends);
+    void cut(std::int64_t limit, const PartEnds& part_ends, bool all = false);
 
     // --- by rows (backward_order.cpp)
     void order_by_rows(std::int64_t limit);

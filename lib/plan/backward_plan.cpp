@@ -61,6 +61,30 @@ bool goes_through_dram(const BackwardList& list, std::int64_t head_bytes) {
     return of_short * 2 > list.tiles;
 }
 
+/// Into how many bundles a KV head's query heads fall: one, but for long sequences, where a group's sums of dQ, with their Q and
+/// dO, would go through DRAM for every block of keys. (32k tokens, 32/8 heads: 13 GB of it, and 2 % of the time at the card's
+/// power.) Not where short blocks have a part in the work: their items, cut further, are mostly beginnings and ends.
+std::int32_t choose_bundles(const PackedProblem& problem, std::int64_t head_bytes, const BackwardList& list) {
+    constexpr std::int64_t kTooMuch = 100 << 20, kResidentBytes = 36 << 20, kLongTiles = 128;
+    constexpr double kLong = 0.92;
+    const std::int32_t group = problem.q_heads / problem.kv_heads;
+    if (head_bytes < kTooMuch || list.blocks.size() >= abi::KeyBlock::kNoSlot) return 1;
+    std::vector<std::int64_t> tiles(list.slots.size());  // of blocks in parts
+    for (const abi::KeyBlock& block : list.blocks) {
+        if (block.slot == abi::KeyBlock::kNoSlot) {
+            tiles.push_back(block.tiles);
+        } else {
+            tiles[block.slot] += block.tiles;
+        }
+    }
+    std::int64_t of_long = 0;
+    for (const std::int64_t of_block : tiles) of_long += of_block >= kLongTiles ? of_block : 0;
+    if (static_cast<double>(of_long) < kLong * static_cast<double>(list.tiles)) return 1;
+    for (std::int32_t bundles = 1; bundles < group; ++bundles)
+        if (group % bundles == 0 && head_bytes / bundles <= kResidentBytes) return bundles;
+    return group;
+}
+
 }  // namespace
 
 std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem& asked, const Pack& pack,
@@ -81,20 +105,37 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
     // What a KV head's blocks share in L2: Q, dO and the sums of dQ of its query heads.
     const std::int64_t head_bytes =
         pack.rows() * (problem.q_heads / problem.kv_heads) * (2 * problem.head_dim_v + 6 * problem.head_dim);
-    const auto build = [&](bool by_rows) {
+    const std::int32_t group = problem.q_heads / problem.kv_heads, asked_heads = plan->config.heads;
+    PackedProblem in_bundles = problem;  // as many KV heads as there are bundles
+    const auto build = [&](bool by_rows, std::int32_t bundles) {
+        plan->bundles = bundles;
+        in_bundles.kv_heads = problem.kv_heads * bundles;
         plan->list.build(
             pack, plan->config.block_kv,
             [&](std::span<const abi::KeyBlock> blocks, std::int64_t tiles) {
                 if (by_rows) return longest_part_by_rows(tiles, problem, resident);
-                const std::int64_t rule = longest_part(tiles, problem, resident, pack.dfs_arrays());
-                return pack.dfs_arrays() ? rule : BackwardBalance(problem, head_bytes, resident).choose(blocks, rule);
+                const std::int64_t rule = longest_part(tiles, in_bundles, resident, pack.dfs_arrays());
+                return pack.dfs_arrays() ? rule : BackwardBalance(in_bundles, head_bytes / bundles, resident).choose(blocks, rule);
             },
-            by_rows);
+            by_rows, bundles > 1);
     };
+    const bool whole_groups = options.deterministic || pack.dfs_arrays();
+    if (whole_groups && asked_heads != 0 && asked_heads != group)
+        raise(ErrorCode::kInvalidProblem, "heads " + std::to_string(asked_heads) + " of a group of " + std::to_string(group) +
+                                              " in a work item were asked for " +
+                                              (options.deterministic ? "in a fixed order" : "over a pack with dfs_arrays") +
+                                              ", where items walk the whole group. Leave PackedConfig::heads 0");
     bool by_rows = options.deterministic;
-    build(by_rows);
+    build(by_rows, asked_heads == 0 ? 1 : group / asked_heads);
     // What comes of arrays is known on the device alone: neither which blocks are short nor which rows they share.
-    if (!by_rows && !pack.dfs_arrays() && goes_through_dram(plan->list, head_bytes)) build(by_rows = true);
+    if (!by_rows && !pack.dfs_arrays() && asked_heads == 0) {
+        if (goes_through_dram(plan->list, head_bytes)) {
+            build(by_rows = true, 1);
+        } else if (const std::int32_t bundles = choose_bundles(problem, head_bytes, plan->list); bundles > 1) {
+            build(false, bundles);
+            plan->config.heads = group / bundles;
+        }
+    }
     if (options.deterministic) plan->list.number_turns();
     if (pack.dfs_arrays()) plan->arrays.build(pack, plan->list);
     PackedBackwardInfo& info = plan->info;
@@ -110,9 +151,9 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
     info.workspace_bytes =
         (plan->kv_sums() + plan->arrivals()) * 4 + plan->row_tiles() * abi::kRowTile * problem.q_heads * (problem.head_dim + 2) * 4;
     info.flops = 5.0 * (problem.head_dim + problem.head_dim_v) * problem.q_heads * static_cast<double>(info.visible_pairs);
-    info.grid = static_cast<std::int32_t>(std::min<std::int64_t>(resident, info.blocks * problem.kv_heads));  // parts counted
-    plan->section_heads =
-        by_rows ? lay_out_rows(problem).section : choose_section(problem.kv_heads, head_bytes, info.blocks, resident * 3 / 2);
+    info.grid = static_cast<std::int32_t>(std::min<std::int64_t>(resident, info.blocks * in_bundles.kv_heads));  // parts counted
+    plan->section_heads = by_rows ? lay_out_rows(problem).section
+                                  : choose_section(in_bundles.kv_heads, head_bytes / plan->bundles, info.blocks, resident * 3 / 2);
     return plan;
 }
 

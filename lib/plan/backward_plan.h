@@ -21,7 +21,8 @@ struct PackedBackwardPlan::Impl {
     BackwardList list;
     ArrayList arrays;  // as in PackedPlan::Impl
     PackedBackwardInfo info;
-    std::int32_t section_heads = 1;  // KV heads that are worked on together
+    std::int32_t bundles = 1;        // of a KV head's query heads, an item each; dK and dV are then added up for every block
+    std::int32_t section_heads = 1;  // KV heads, or bundles, that are worked on together
     std::vector<std::string> keys;
     std::shared_ptr<void> device;
     std::shared_ptr<std::atomic<std::uint64_t>> launches;  // counted in a trace; null: in none

@@ -85,7 +85,8 @@ std::string why_warpgroups_illegal(const PackedProblem& problem, const PackedCon
 
 std::string why_backward_illegal(const PackedProblem& problem, const PackedConfig& config, const Limits& limits) {
     std::int64_t shared = 0;
-    if (config.heads > 1) return "heads " + number(config.heads) + " share a block of rows in the forward pass alone";
+    if (const int group = problem.q_heads / problem.kv_heads; config.heads != 0 && (config.heads < 0 || group % config.heads != 0))
+        return "heads " + number(config.heads) + " that a work item walks do not divide the " + number(group) + " of a KV head";
     std::string why = config.mainloop == Mainloop::wgmma ? why_warpgroups_illegal(problem, config, limits, shared)
                                                          : why_warps_illegal(problem, config, limits, shared);
     if (!why.empty()) return why;

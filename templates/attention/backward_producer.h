@@ -89,7 +89,7 @@ struct BackwardProducer {
                 const u64 words = load_readonly_8(params.block_turns + place.block);
                 turns = {static_cast<u32>(words), static_cast<u32>(words >> 32)};
             }
-            send_item(block, turns.y, place.head);
+            send_item(block, turns.y, place.head / params.bundles);
             const u32 head = place.head * params.group;
             for (u32 g = 0; g < params.group; ++g) send_head(block, head + g, turns.x, g + 1 == params.group);
             if (block.w == 0) ticket = tickets.draw();  // keys that no row sees

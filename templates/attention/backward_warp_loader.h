@@ -35,7 +35,7 @@ struct BackwardWarpLoader {
         const U32x4 block = load_list_16<Traits::kArrays>(params.key_blocks + place.block);  // the words of an abi::KeyBlock
         const u32 next = !kFixed || block.w == 0 ? tickets().draw() : 0;
         const u32 steps = block.w * params.group * (abi::kRowTile / Traits::kRows);
-        shared.item() = {static_cast<i32>(block.x), block.y & 0xffff, block.y >> 16, place.head, steps, next};
+        shared.item() = {static_cast<i32>(block.x), block.y & 0xffff, block.y >> 16, place.head / params.bundles, steps, next};
         shared.walk() = {block.z, block.w, block.z, block.w, 0, 0, 0, 0, place.head * params.group};
         if constexpr (kFixed) {
             const u64 turns = load_readonly_8(params.block_turns + place.block);  // the words of an abi::BlockTurns

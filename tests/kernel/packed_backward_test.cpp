@@ -19,6 +19,9 @@ namespace {
 /// Every case by the main loop that is chosen and, where that is another one, by mma.sync.
 void all_cases(const Target& target) {
     int ran = 0;
+    // Items of one head, in place of a group's.
+    for (const Mainloop mainloop : {Mainloop::choose, Mainloop::mma})
+        check_gradients(target, packed_cases()[0], {{.config = {.mainloop = mainloop, .heads = 1}}}, true);
     for (const PackedCase& which : packed_cases()) {
         if (!which.lse) continue;
         check_gradients(target, which, {{.config = {.mainloop = which.config.mainloop}}}, ++ran % 2 == 0);

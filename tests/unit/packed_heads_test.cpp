@@ -2,9 +2,11 @@
 // When query heads share blocks of rows in the packed forward pass: where that leaves fewer tiles to walk, and where it is asked.
 #include <doctest/doctest.h>
 
+#include <functional>
 #include <string>
 #include <vector>
 
+#include "plan/backward_plan.h"
 #include "plan/packed_plan.h"
 #include "plan/packed_tiles.h"
 #include "sapwood/error.h"
@@ -26,9 +28,12 @@ PackedProblem grouped(std::int32_t q_heads, std::int32_t kv_heads) {
 PackedPlanInfo planned(const PackedProblem& problem, const Pack& pack, const PackedConfig& config = {}) {
     return make_packed_plan(problem, pack, config, support::offline_limits("sm_90a"))->info;
 }
-std::string refusal(const PackedProblem& problem, const Pack& pack, const PackedConfig& config) {
+PackedBackwardInfo planned_backward(const Pack& pack, const PackedBackwardOptions& options = {}) {
+    return make_backward_plan(grouped(32, 8), pack, options, support::offline_limits("sm_90a"))->info;
+}
+std::string refusal(const std::function<void()>& plan) {
     try {
-        planned(problem, pack, config);
+        plan();
     } catch (const Error& error) {
         return error.what();
     }
@@ -61,11 +66,34 @@ TEST_CASE("packed heads: heads keep blocks of their own where nothing is won") {
 }
 
 TEST_CASE("packed heads: what cannot share blocks is refused by name") {
-    CHECK(refusal(grouped(6, 2), appended(4, 32, 512), {.heads = 2}).find("heads 2") != std::string::npos);
-    CHECK(refusal(grouped(6, 2), appended(4, 32, 512), {.heads = 3}).find("heads 3") != std::string::npos);
-    CHECK(refusal(grouped(64, 4), appended(4, 32, 512), {.heads = 16}).find("heads 16") != std::string::npos);
+    const auto says = [](const PackedProblem& problem, std::int32_t heads) {
+        return refusal([&] { planned(problem, appended(4, 32, 512), {.heads = heads}); });
+    };
+    CHECK(says(grouped(6, 2), 2).find("heads 2") != std::string::npos);
+    CHECK(says(grouped(6, 2), 3).find("heads 3") != std::string::npos);
+    CHECK(says(grouped(64, 4), 16).find("heads 16") != std::string::npos);
     const std::vector<std::int32_t> cu = {0, 64};
     const Pack arrays = Pack::from_cu_seqlens(cu, cu, {.causal = true, .dfs_arrays = true});
-    CHECK(refusal(grouped(8, 2), arrays, {.heads = 4}).find("dfs_arrays") != std::string::npos);
+    CHECK(refusal([&] { planned(grouped(8, 2), arrays, {.heads = 4}); }).find("dfs_arrays") != std::string::npos);
     CHECK(planned(grouped(8, 2), arrays).config.heads == 1);
+}
+
+TEST_CASE("packed heads: backward, a group is cut where its sums of dQ outgrow L2") {
+    const auto causal = [](std::int64_t tokens) { return Pack::from_segments(std::vector<Segment>{{-1, tokens}}); };
+    const PackedBackwardInfo whole = planned_backward(causal(16384)), cut = planned_backward(causal(32768));
+    CHECK(whole.config.heads == 0);
+    CHECK(cut.config.heads == 1);
+    // dK and dV of every block are then added up: 256 blocks of 8 heads, 128 keys of K and V.
+    CHECK(cut.workspace_bytes - 32768LL * 32 * (128 + 2) * 4 >= 256LL * 8 * 128 * 256 * 4);
+    CHECK(planned_backward(causal(32768), {.deterministic = true}).config.heads == 0);
+    CHECK(planned_backward(causal(32768), {.config = {.heads = 4}}).config.heads == 4);
+    // A prompt with responses: a sixth of the work is on short blocks.
+    std::vector<Segment> responses = {{-1, 8192}};
+    for (int i = 0; i < 8; ++i) responses.push_back({0, 4096});
+    CHECK(planned_backward(Pack::from_segments(responses)).config.heads == 0);
+    const auto says = [&](const PackedBackwardOptions& options) {
+        return refusal([&] { planned_backward(causal(256), options); });
+    };
+    CHECK(says({.config = {.heads = 3}}).find("heads 3") != std::string::npos);
+    CHECK(says({.deterministic = true, .config = {.heads = 2}}).find("fixed order") != std::string::npos);
 }
