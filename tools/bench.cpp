@@ -291,7 +291,8 @@ void add_bench(CLI::App& app, Action& action) {
     sub->add_flag("--check", options->check, "compare a subset of the requests with the fp64 oracle after timing");
     sub->add_flag("--no-overlap", options->no_overlap, "no programmatic dependent launches: each call starts after the one before");
     sub->add_option("--check-requests", options->check_requests, "how many requests to compare")->capture_default_str();
-    sub->add_option("--config", options->config, "tile sizes, as warps=4,block_kv=64,stages=3,blocks=2");
+    sub->add_option("--config", options->config,
+                    "tile sizes, as warps=4,block_kv=64,stages=3,blocks=2; of training workloads heads=4 too");
     sub->add_option("--exact-limit", options->exact_limit,
                     "above this KV size: a repeated random block as KV, no check, no rotation")
         ->capture_default_str();

@@ -45,8 +45,9 @@ struct DecodeConsumer {
         rows.first_row = rows.row_block / Traits::kUnitWarps * Traits::kUnitWarps * 16;
         if constexpr (Traits::KvElement::kScaled)
             rows.score = typename Traits::Score(params.scale_log2 * bits_f32(header->items), params.softcap_log2);
-        const u32 v_scale = Traits::KvElement::kScaled ? header->merges : 0;
-        if (lane_id() == 0) shared.note(warp) = {item.request_begin, all.rows, header->kv_head, v_scale};
+        if (lane_id() == 0) {  // last, where K and V are scaled, the factor of V
+            shared.note(warp) = {item.request_begin, all.rows, header->kv_head, Traits::KvElement::kScaled ? header->merges : 0};
+        }
         if constexpr (kTargetsEarly) targets.find(params, item.request_begin, all.rows, rows.row_block);
         if constexpr (Traits::kMask && !Traits::kMasksStaged) {
             SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) rows.masks[h] =
