@@ -120,7 +120,7 @@ struct BackwardParams {
     int rows, keys;
     unsigned row_tiles;
     unsigned key_block_count;
-    unsigned bundles;                // a KV head has: query heads that an item walks; all of its own, unless their dQ outgrows L2
+    unsigned bundles;                // of a KV head's query heads, an item walks those of one; 1 unless their dQ outgrows L2
     unsigned kv_heads;               // these three in bundles
     unsigned group;                  // query heads a KV head
     unsigned section_heads;          // KV heads that are worked on together

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "common.h"
 
+#include <charconv>
 #include <chrono>
 #include <cstdarg>
 #include <cstdio>
@@ -74,14 +75,21 @@ double parse_seconds(const std::string& given) {
     throw Stop{kUsage, "'" + given + "' is not a length of time; write for example 30d, 12h, 90m or 45s"};
 }
 
-DecodeConfig parse_config(const std::string& given) {
+DecodeConfig parse_config(const std::string& given, std::int32_t* heads) {
     DecodeConfig config;
+    const auto set = [&](const std::string& name, const std::string& value) {
+        if (heads == nullptr || name != "heads") return tune::set_field(config, name, value);
+        const char* const end = value.data() + value.size();
+        const auto parsed = std::from_chars(value.data(), end, *heads);
+        return parsed.ec == std::errc{} && parsed.ptr == end && *heads > 0;
+    };
     for (std::size_t at = 0; at < given.size();) {
         const std::size_t end = std::min(given.find(',', at), given.size()), equals = std::min(given.find('=', at), end);
-        if (equals == end || !tune::set_field(config, given.substr(at, equals - at), given.substr(equals + 1, end - equals - 1))) {
+        if (equals == end || !set(given.substr(at, equals - at), given.substr(equals + 1, end - equals - 1))) {
             std::string names;
             for (const tune::ConfigField& field : tune::config_fields())
                 names += std::string(names.empty() ? "" : ", ") + field.name + "=";
+            if (heads != nullptr) names += ", heads=";
             throw Stop{kUsage, "'" + given.substr(at, end - at) + "' in --config: write " + names + " with mainloop mma or wgmma"};
         }
         at = end + 1;

@@ -31,8 +31,9 @@ double median(std::vector<double> values);
 std::uint64_t parse_bytes(const std::string& given);
 /// "30d", "12h", "90m", "45" in seconds.
 double parse_seconds(const std::string& given);
-/// "warps=4,block_kv=64": named tile sizes; what is not named stays with the planner.
-DecodeConfig parse_config(const std::string& given);
+/// "warps=4,block_kv=64": named tile sizes; what is not named stays with the planner. `heads`: where "heads=4" goes, which packs
+/// have.
+DecodeConfig parse_config(const std::string& given, std::int32_t* heads = nullptr);
 
 /// FILE and the options that pick cases from it.
 struct Selection {

@@ -3,8 +3,6 @@
 
 #include <fnmatch.h>
 
-#include <charconv>
-
 #include "oracle/packed_oracle.h"
 #include "support/compare.h"
 #include "support/dfs_arrays.h"
@@ -38,21 +36,8 @@ std::vector<PackedItem> packed_items(const Selection& cases) {
 }
 
 PackedConfig packed_config(const std::string& given) {
-    // Tile sizes are written as decode's; heads are a pack's alone.
-    constexpr std::string_view kHeads = "heads=";
-    std::string tiles;
     std::int32_t heads = 0;
-    for (std::size_t at = 0; at < given.size();) {
-        const std::size_t end = std::min(given.find(',', at), given.size());
-        const std::string_view part = std::string_view(given).substr(at, end - at);
-        if (!part.starts_with(kHeads)) {
-            tiles += (tiles.empty() ? "" : ",") + std::string(part);
-        } else if (std::from_chars(part.data() + kHeads.size(), part.data() + part.size(), heads).ec != std::errc{} || heads < 1) {
-            throw Stop{kUsage, "'" + std::string(part) + "' in --config: heads= is followed by a number from 1 on"};
-        }
-        at = end + 1;
-    }
-    PackedConfig config = tune::as_packed(parse_config(tiles));
+    PackedConfig config = tune::as_packed(parse_config(given, &heads));
     config.heads = heads;
     return config;
 }

@@ -64,22 +64,15 @@ bool goes_through_dram(const BackwardList& list, std::int64_t head_bytes) {
 /// Into how many bundles a KV head's query heads fall: one, but for long sequences, where a group's sums of dQ, with their Q and
 /// dO, would go through DRAM for every block of keys. (32k tokens, 32/8 heads: 13 GB of it, and 2 % of the time at the card's
 /// power.) Not where short blocks have a part in the work: their items, cut further, are mostly beginnings and ends.
-std::int32_t choose_bundles(const PackedProblem& problem, std::int64_t head_bytes, const BackwardList& list) {
+std::int32_t choose_bundles(const PackedProblem& problem, std::int64_t head_bytes, std::span<const abi::KeyBlock> whole_blocks,
+                            std::int64_t tiles) {
     constexpr std::int64_t kTooMuch = 100 << 20, kResidentBytes = 36 << 20, kLongTiles = 128;
     constexpr double kLong = 0.92;
     const std::int32_t group = problem.q_heads / problem.kv_heads;
-    if (head_bytes < kTooMuch || list.blocks.size() >= abi::KeyBlock::kNoSlot) return 1;
-    std::vector<std::int64_t> tiles(list.slots.size());  // of blocks in parts
-    for (const abi::KeyBlock& block : list.blocks) {
-        if (block.slot == abi::KeyBlock::kNoSlot) {
-            tiles.push_back(block.tiles);
-        } else {
-            tiles[block.slot] += block.tiles;
-        }
-    }
+    if (head_bytes < kTooMuch || whole_blocks.size() >= abi::KeyBlock::kNoSlot) return 1;
     std::int64_t of_long = 0;
-    for (const std::int64_t of_block : tiles) of_long += of_block >= kLongTiles ? of_block : 0;
-    if (static_cast<double>(of_long) < kLong * static_cast<double>(list.tiles)) return 1;
+    for (const abi::KeyBlock& block : whole_blocks) of_long += block.tiles >= kLongTiles ? block.tiles : 0;
+    if (static_cast<double>(of_long) < kLong * static_cast<double>(tiles)) return 1;
     for (std::int32_t bundles = 1; bundles < group; ++bundles)
         if (group % bundles == 0 && head_bytes / bundles <= kResidentBytes) return bundles;
     return group;
@@ -102,11 +95,11 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
     plan->limits = limits;
     const PackedProblem& problem = plan->problem;
     const int resident = limits.sms * plan->config.blocks;
-    // What a KV head's blocks share in L2: Q, dO and the sums of dQ of its query heads.
-    const std::int64_t head_bytes =
-        pack.rows() * (problem.q_heads / problem.kv_heads) * (2 * problem.head_dim_v + 6 * problem.head_dim);
     const std::int32_t group = problem.q_heads / problem.kv_heads, asked_heads = plan->config.heads;
+    // What a KV head's blocks share in L2: Q, dO and the sums of dQ of its query heads.
+    const std::int64_t head_bytes = pack.rows() * group * (2 * problem.head_dim_v + 6 * problem.head_dim);
     PackedProblem in_bundles = problem;  // as many KV heads as there are bundles
+    std::int32_t better = 1;             // bundles
     const auto build = [&](bool by_rows, std::int32_t bundles) {
         plan->bundles = bundles;
         in_bundles.kv_heads = problem.kv_heads * bundles;
@@ -114,6 +107,7 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
             pack, plan->config.block_kv,
             [&](std::span<const abi::KeyBlock> blocks, std::int64_t tiles) {
                 if (by_rows) return longest_part_by_rows(tiles, problem, resident);
+                better = choose_bundles(problem, head_bytes, blocks, tiles);
                 const std::int64_t rule = longest_part(tiles, in_bundles, resident, pack.dfs_arrays());
                 return pack.dfs_arrays() ? rule : BackwardBalance(in_bundles, head_bytes / bundles, resident).choose(blocks, rule);
             },
@@ -131,9 +125,9 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
     if (!by_rows && !pack.dfs_arrays() && asked_heads == 0) {
         if (goes_through_dram(plan->list, head_bytes)) {
             build(by_rows = true, 1);
-        } else if (const std::int32_t bundles = choose_bundles(problem, head_bytes, plan->list); bundles > 1) {
-            build(false, bundles);
-            plan->config.heads = group / bundles;
+        } else if (better > 1) {
+            build(false, better);
+            plan->config.heads = group / better;
         }
     }
     if (options.deterministic) plan->list.number_turns();

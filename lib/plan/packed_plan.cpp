@@ -12,27 +12,6 @@ namespace {
 // Of L2, for the keys and values of the heads that are worked on together: what is left beside Q and O passing through.
 constexpr std::int64_t kResidentBytes = 32 << 20;
 
-}  // namespace
-
-std::int32_t choose_section(std::int32_t kv_heads, std::int64_t head_bytes, std::int64_t items, std::int64_t enough) {
-    std::int32_t heads = 1;
-    for (std::int32_t next = 1; next <= kv_heads; ++next) {
-        if (kv_heads % next != 0) continue;
-        const bool fits = head_bytes * next <= kResidentBytes, few = items * heads < enough;
-        if (fits || few) heads = next;
-    }
-    return heads;
-}
-
-namespace {
-
-/// Most heads that can share a block.
-std::int32_t most_heads(const PackedProblem& problem, const PackedConfig& config) {
-    std::int32_t heads = 1;
-    while (heads * 2 <= std::min(config.warps, 8) && problem.q_heads / problem.kv_heads % (heads * 2) == 0) heads *= 2;
-    return heads;
-}
-
 /// Tiles that the busiest multiprocessor walks: its share, or the longest block.
 double tiles_on_one(const PackedList& list, std::int64_t bundles, const Limits& limits) {
     const double share = static_cast<double>(list.tiles * bundles) / limits.sms;
@@ -46,7 +25,8 @@ void build_list(PackedPlan::Impl& plan, const Pack& pack) {
     const std::int32_t asked = plan.config.heads;
     plan.config.heads = std::max(asked, 1);
     plan.list.build(pack, plan.block_tokens(), plan.config.block_kv);
-    const std::int32_t most = asked == 0 && !pack.dfs_arrays() ? most_heads(plan.problem, plan.config) : 1;
+    std::int32_t most = asked == 0 && !pack.dfs_arrays() ? 8 : 1;
+    while (!can_share_block(plan.problem, plan.config, most)) most /= 2;
     const double places = static_cast<double>(plan.list.tiles) * plan.block_q() * plan.config.block_kv;
     if (most == 1 || static_cast<double>(pack.visible_pairs()) > kFull * places) return;
     PackedList shared;
@@ -59,6 +39,16 @@ void build_list(PackedPlan::Impl& plan, const Pack& pack) {
 }
 
 }  // namespace
+
+std::int32_t choose_section(std::int32_t kv_heads, std::int64_t head_bytes, std::int64_t items, std::int64_t enough) {
+    std::int32_t heads = 1;
+    for (std::int32_t next = 1; next <= kv_heads; ++next) {
+        if (kv_heads % next != 0) continue;
+        const bool fits = head_bytes * next <= kResidentBytes, few = items * heads < enough;
+        if (fits || few) heads = next;
+    }
+    return heads;
+}
 
 std::unique_ptr<PackedPlan::Impl> make_packed_plan(const PackedProblem& asked, const Pack& pack, const PackedConfig& config,
                                                    const Limits& limits) {

@@ -83,12 +83,15 @@ std::string why_no_room(std::int64_t shared, std::int32_t blocks, const Limits& 
            number(limits.max_shared_block) + " a block and " + number(limits.max_shared_sm) + " an SM";
 }
 
+bool can_share_block(const PackedProblem& problem, const PackedConfig& config, std::int32_t heads) {
+    return one_of(heads, {1, 2, 4, 8}) && heads <= config.warps && problem.q_heads / problem.kv_heads % heads == 0;
+}
+
 std::string why_illegal(const PackedProblem& problem, const PackedConfig& config, const Limits& limits) {
     if (!one_of(config.block_kv, {32, 64, 128})) return "block_kv " + number(config.block_kv) + " is not one of 32, 64, 128";
     if (config.stages < 1 || config.stages > 8) return "stages " + number(config.stages) + " is outside 1..8";
     if (config.blocks < 1 || config.blocks > 4) return "blocks " + number(config.blocks) + " is outside 1..4";
-    if (config.heads > 1 && (!one_of(config.heads, {2, 4, 8}) || config.warps / config.heads < 1 ||
-                             problem.q_heads / problem.kv_heads % config.heads != 0))
+    if (config.heads > 1 && !can_share_block(problem, config, config.heads))
         return "heads " + number(config.heads) + " in a block of rows is not 1, 2, 4 or 8, a divisor of the " +
                number(problem.q_heads / problem.kv_heads) + " of a KV head, with 16 rows of each for " + number(config.warps) +
                " warps";

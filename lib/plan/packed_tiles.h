@@ -22,6 +22,9 @@ abi::PackedShape shape_of(const PackedProblem& problem, const PackedConfig& conf
 /// Why so many blocks with `shared` bytes of shared memory each do not fit an SM; empty if they do.
 std::string why_no_room(std::int64_t shared, std::int32_t blocks, const Limits& limits);
 
+/// Whether so many query heads can share a block of rows: each has 16 of it or a multiple, and they have the same keys.
+bool can_share_block(const PackedProblem& problem, const PackedConfig& config, std::int32_t heads);
+
 /// Why this configuration cannot run on this device, with numbers; empty if it can.
 std::string why_illegal(const PackedProblem& problem, const PackedConfig& config, const Limits& limits);
 

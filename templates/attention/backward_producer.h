@@ -84,14 +84,11 @@ struct BackwardProducer {
         for (ticket = tickets.first(); ticket < count;) {
             const TicketPlace place(ticket, params.key_block_count, params.section_heads);
             const U32x4 block = load_list_16<Traits::kArrays>(params.key_blocks + place.block);  // the words of an abi::KeyBlock
-            U32x2 turns = {0, 0};                                                                // those of an abi::BlockTurns
-            if constexpr (Traits::Order::kFixed) {
-                const u64 words = load_readonly_8(params.block_turns + place.block);
-                turns = {static_cast<u32>(words), static_cast<u32>(words >> 32)};
-            }
-            send_item(block, turns.y, place.head / params.bundles);
+            abi::BlockTurns turns = {0, 0};
+            if constexpr (Traits::Order::kFixed) turns = load_turns(params, place.block);
+            send_item(block, turns.part, place.head / params.bundles);
             const u32 head = place.head * params.group;
-            for (u32 g = 0; g < params.group; ++g) send_head(block, head + g, turns.x, g + 1 == params.group);
+            for (u32 g = 0; g < params.group; ++g) send_head(block, head + g, turns.first, g + 1 == params.group);
             if (block.w == 0) ticket = tickets.draw();  // keys that no row sees
         }
         shared.items.wait_empty(item);

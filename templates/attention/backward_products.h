@@ -51,8 +51,7 @@ struct BackwardProducts {
                 write(params.dk, dk, params.scale);
                 write(params.dv, dv, 1.0f);
             } else if (!Traits::kArrays || item.steps != 0) {
-                f32* sums =
-                    params.kv_sums + static_cast<u64>(item.slot() * (params.kv_heads / params.bundles) + item.kv_head) * kSumFloats;
+                f32* sums = slot_sums<kSumFloats>(params, item.slot(), item.kv_head);
                 if constexpr (Traits::Order::kFixed) wait_for_parts(part);
                 add(sums, dk);
                 add(sums + Traits::kKeys * Traits::kHeadDim, dv);

@@ -38,8 +38,8 @@ struct BackwardWarpLoader {
         shared.item() = {static_cast<i32>(block.x), block.y & 0xffff, block.y >> 16, place.head / params.bundles, steps, next};
         shared.walk() = {block.z, block.w, block.z, block.w, 0, 0, 0, 0, place.head * params.group};
         if constexpr (kFixed) {
-            const u64 turns = load_readonly_8(params.block_turns + place.block);  // the words of an abi::BlockTurns
-            shared.turns() = {static_cast<u32>(turns), static_cast<u32>(turns >> 32), 0};
+            const abi::BlockTurns turns = load_turns(params, place.block);
+            shared.turns() = {turns.first, turns.part, 0};
         }
         if (steps > 0) next_header(step);
         if (steps > 1) next_header(step + 1);

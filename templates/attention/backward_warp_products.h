@@ -262,7 +262,7 @@ private:
             write(params.dv, dv, 1.0f);
         } else if (!Traits::kArrays || item.steps != 0) {  // of which arrays have left nothing adds nothing
             constexpr u32 kSums = Traits::kKeys * (Traits::kHeadDim + Traits::kHeadDimV);
-            f32* sums = params.kv_sums + static_cast<u64>(item.slot * (params.kv_heads / params.bundles) + item.kv_head) * kSums;
+            f32* sums = slot_sums<kSums>(params, item.slot, item.kv_head);
             order.await_part();
             add(sums, dk);
             add(sums + Traits::kKeys * Traits::kHeadDim, dv);

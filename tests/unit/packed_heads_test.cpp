@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// When query heads share blocks of rows in the packed forward pass: where that leaves fewer tiles to walk, and where it is asked.
+// How a group's query heads are put together: in the forward pass where blocks of rows that they share leave fewer tiles to walk,
+// in the backward pass where an item walks all of them; and where it is asked.
 #include <doctest/doctest.h>
 
 #include <functional>
@@ -58,8 +59,8 @@ TEST_CASE("packed heads: a group shares blocks where sequences have few queries"
 }
 
 TEST_CASE("packed heads: heads keep blocks of their own where nothing is won") {
-    CHECK(planned(grouped(32, 8), Pack::from_segments(std::vector<Segment>{{-1, 4096}, {0, 512}})).config.heads ==
-          1);                                                                 // full tiles
+    const Pack full_tiles = Pack::from_segments(std::vector<Segment>{{-1, 4096}, {0, 512}});
+    CHECK(planned(grouped(32, 8), full_tiles).config.heads == 1);
     CHECK(planned(grouped(8, 8), appended(64, 32, 4096)).config.heads == 1);  // no group
     // One sequence: four times the blocks for four times the multiprocessors.
     CHECK(planned(grouped(32, 8), appended(1, 32, 4096)).config.heads == 1);
