@@ -119,6 +119,13 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
                                               " in a work item were asked for " +
                                               (options.deterministic ? "in a fixed order" : "over a pack with dfs_arrays") +
                                               ", where items walk the whole group. Leave PackedConfig::heads 0");
+    // Several items add to each block, so that none may go without a slot.
+    if (const std::int64_t key_blocks = (pack.keys() + plan->config.block_kv - 1) / plan->config.block_kv;
+        asked_heads != 0 && asked_heads != group && key_blocks >= abi::KeyBlock::kNoSlot)
+        raise(ErrorCode::kInvalidProblem, "heads " + std::to_string(asked_heads) + " of a group of " + std::to_string(group) +
+                                              " in a work item were asked for over " + std::to_string(key_blocks) +
+                                              " blocks of keys; there are sums for fewer than " +
+                                              std::to_string(abi::KeyBlock::kNoSlot) + ". Leave PackedConfig::heads 0");
     bool by_rows = options.deterministic;
     build(by_rows, asked_heads == 0 ? 1 : group / asked_heads);
     // What comes of arrays is known on the device alone: neither which blocks are short nor which rows they share.
