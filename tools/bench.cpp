@@ -21,7 +21,7 @@ struct BenchOptions {
     std::string target = "cuda", config, modes = "cold,warm,rotate", exact_limit = "8GB", cache, passes = "fwd,bwd",
                 backward_config;
     double bandwidth = 3.0, budget = 2.0;
-    bool check = false, no_overlap = false, arrays = false;
+    bool check = false, no_overlap = false, arrays = false, hnd = false;
     std::int32_t check_requests = 24;
 };
 
@@ -226,8 +226,8 @@ int bench(BenchOptions& options) {
         DecodePlan plan = plan_case(engine, which, parse_config(options.config));
         const KernelReport kernel = engine.prepare(plan);
         std::optional<support::Inputs> inputs;
-        if (kv_bytes <= exact_limit) inputs = support::make_inputs(which);
-        DeviceCase tensors = inputs ? DeviceCase(device, which, *inputs) : DeviceCase(device, which);
+        if (kv_bytes <= exact_limit) inputs = support::make_inputs(which, {.hnd = options.hnd});
+        DeviceCase tensors = inputs ? DeviceCase(device, which, *inputs) : DeviceCase(device, which, {.hnd = options.hnd});
         bench.time_calls(plan, which, tensors, inputs ? &*inputs : nullptr, times);
 
         std::optional<support::Comparison> compared;
@@ -289,6 +289,7 @@ void add_bench(CLI::App& app, Action& action) {
     sub->add_option("--bandwidth", options->bandwidth, "TB/s of the floor")->capture_default_str();
     sub->add_option("--budget", options->budget, "seconds of GPU time a case, all modes together")->capture_default_str();
     sub->add_flag("--check", options->check, "compare a subset of the requests with the fp64 oracle after timing");
+    sub->add_flag("--hnd", options->hnd, "Q, K, V and out with heads outermost, [heads, tokens, dim]; else tokens outermost");
     sub->add_flag("--no-overlap", options->no_overlap, "no programmatic dependent launches: each call starts after the one before");
     sub->add_option("--check-requests", options->check_requests, "how many requests to compare")->capture_default_str();
     sub->add_option("--config", options->config,

@@ -44,12 +44,13 @@ void DeviceBuffer::download(void* to, std::size_t bytes) const {
 DeviceCase::DeviceCase(DevicePtr device, const support::DecodeCase& which, const support::Inputs& inputs)
     : device_(std::move(device)) {
     kv_ = {DeviceBuffer(device_, inputs.k.data(), inputs.k.bytes()), DeviceBuffer(device_, inputs.v.data(), inputs.v.bytes())};
+    tensors_ = inputs.tensors;  // strides; the pointers follow
     rest(which, inputs.q.data(), inputs.q.bytes());
-    tensors_.k_token_stride = inputs.tensors.k_token_stride, tensors_.k_head_stride = inputs.tensors.k_head_stride;
-    tensors_.v_token_stride = inputs.tensors.v_token_stride, tensors_.v_head_stride = inputs.tensors.v_head_stride;
 }
 
-DeviceCase::DeviceCase(DevicePtr device, const support::DecodeCase& which) : device_(std::move(device)) {
+DeviceCase::DeviceCase(DevicePtr device, const support::DecodeCase& which, const support::InputOptions& options)
+    : device_(std::move(device)) {
+    support::set_strides(tensors_, which, options);
     const support::Variant& shape = which.variant;
     const std::int64_t dim_v = which.head_dim_v ? which.head_dim_v : shape.head_dim;
     support::HalfBuffer block(std::int64_t{1}
@@ -76,12 +77,12 @@ void DeviceCase::rest(const support::DecodeCase& which, const void* q, std::size
     out_ = DeviceBuffer(device_, rows * dim_v * 2);
     lse_ = DeviceBuffer(device_, rows * 4);
     pages_ = DeviceBuffer(device_, which.page_table.data(), which.page_table.size() * 4);
-    tensors_ = {.q = q_.as(),
-                .k = kv_.k.as(),
-                .v = kv_.v.as(),
-                .out = out_.as(),
-                .lse = lse_.as<float>(),
-                .page_table = shape.page_size ? pages_.as<std::int32_t>() : nullptr};
+    tensors_.q = q_.as();
+    tensors_.k = kv_.k.as();
+    tensors_.v = kv_.v.as();
+    tensors_.out = out_.as();
+    tensors_.lse = lse_.as<float>();
+    tensors_.page_table = shape.page_size ? pages_.as<std::int32_t>() : nullptr;
     poison();
 }
 

@@ -56,7 +56,7 @@ public:
     /// Exact values.
     DeviceCase(DevicePtr device, const support::DecodeCase& which, const support::Inputs& inputs);
     /// Q exact, K and V a block of random values repeated: for timing alone, where exact ones would need too much host memory.
-    DeviceCase(DevicePtr device, const support::DecodeCase& which);
+    DeviceCase(DevicePtr device, const support::DecodeCase& which, const support::InputOptions& options = {});
 
     const DecodeTensors& tensors() const { return tensors_; }
     DecodeTensors tensors_with(const DeviceKv& kv) const;

@@ -7,6 +7,7 @@
 #include <map>
 
 #include "base/error.h"
+#include "plan/node_chunks.h"
 #include "plan/tiles.h"
 
 namespace sapwood {
@@ -36,12 +37,17 @@ void check(std::size_t index, const StaticTreeSequence& sequence, std::span<cons
 
 /// One tree's blocks, which every sequence with this tree shares but for positions and rows.
 struct Shape {
-    std::vector<StaticTree::Block> blocks;
-    std::int64_t pairs = 0;  // (row, key of the tree)
+    struct Rows {
+        NodeChunks ancestors;
+        std::vector<std::uint8_t> self;  // of each row, whether it sees itself
+    };
+    std::vector<Rows> blocks;
+    std::vector<std::int32_t> order;  // of the blocks, in which a block follows soon on one that holds its rows' ancestors
+    std::int64_t pairs = 0;           // (row, key of the tree)
 };
 
-/// Chunks that list nodes one by one have columns of mask words in the order in which they come; a block's own rows come last.
-std::int64_t columns_of(const StaticTree::Block& block) { return (std::ssize(block.some) + kChunk - 1) / kChunk + 1; }
+/// Of 16 bits of a mask word each: chunks with a mask in the order in which they come, then a block's own rows.
+std::int64_t columns_of(const Shape::Rows& block) { return block.ancestors.masked + 1; }
 
 class Builder {
 public:
@@ -52,16 +58,14 @@ public:
     void add(const StaticTreeSequence& sequence, const Shape& shape, std::int32_t rows) {
         const std::int32_t capacity =
             static_cast<std::int32_t>(abi::decode_block_q(shape_of(plan_.problem, plan_.config))) / group_;
-        std::int32_t begin = 0;
-        for (const StaticTree::Block& block : shape.blocks) {
-            const std::int32_t end = std::min(begin + capacity, rows);
-            add_item(sequence, block, begin, end);
-            begin = end;
+        for (const std::int32_t index : shape.order) {
+            const std::int32_t begin = index * capacity;
+            add_item(sequence, shape.blocks[static_cast<std::size_t>(index)], begin, std::min(begin + capacity, rows));
         }
     }
 
 private:
-    void add_item(const StaticTreeSequence& sequence, const StaticTree::Block& block, std::int32_t begin, std::int32_t end) {
+    void add_item(const StaticTreeSequence& sequence, const Shape::Rows& block, std::int32_t begin, std::int32_t end) {
         abi::Item item{};
         item.chunk_begin = static_cast<std::uint32_t>(list_.chunks.size());
         item.request_begin = static_cast<std::uint32_t>(list_.requests.size());
@@ -74,17 +78,18 @@ private:
         const std::int32_t rows = end - begin;
         for (std::int64_t token = 0; token < sequence.prefix_tokens; token += kChunk)
             push(sequence.prefix_begin + token, std::min<std::int64_t>(kChunk, sequence.prefix_tokens - token), 0, rows, 0);
-        list_nodes(sequence, block.all, rows, false);
-        list_nodes(sequence, block.some, rows, true);
-        std::uint32_t column = static_cast<std::uint32_t>(columns_of(block) - 1);
+        list_nodes(sequence, block.ancestors);
+        const auto self = static_cast<std::uint32_t>(block.ancestors.masked);
         for (std::int32_t row = 0; row < rows; row += kChunk) {
             const std::int32_t count = std::min(kChunk, rows - row);
-            push(sequence.tree_begin + begin + row, count, row, row + count, masked(column));
+            push(sequence.tree_begin + begin + row, count, row, row + count, masked(self));
         }
         for (std::int32_t row = 0; row < rows; ++row) {
             std::uint32_t* words = list_.masks.data() + (first_row + row) * list_.mask_words;
-            std::copy_n(block.bits.begin() + std::ptrdiff_t{row} * block.words, block.words, words);
-            if (block.self[static_cast<std::size_t>(row)]) words[column / 2] |= 1u << (column % 2 * kChunk + row % kChunk);
+            const auto set = [&](std::uint32_t column, std::uint32_t bits) { words[column / 2] |= bits << (column % 2 * kChunk); };
+            for (std::uint32_t column = 0; column < self; ++column)
+                set(column, block.ancestors.bits[static_cast<std::size_t>(row) * self + column]);
+            if (block.self[static_cast<std::size_t>(row)]) set(self, 1u << (row % kChunk));
         }
 
         const auto in_tile = static_cast<std::size_t>(plan_.config.block_kv / kChunk);
@@ -105,17 +110,19 @@ private:
                                 .tile_rows = 0});
     }
 
-    /// Sixteen nodes at a time; those that are neighbours need no list.
-    void list_nodes(const StaticTreeSequence& sequence, std::span<const std::int32_t> nodes, std::int32_t rows, bool some) {
-        for (std::size_t i = 0; i < nodes.size(); i += kChunk) {
-            const std::span<const std::int32_t> part = nodes.subspan(i, std::min<std::size_t>(kChunk, nodes.size() - i));
-            const std::uint32_t flags = some ? masked(static_cast<std::uint32_t>(i / kChunk)) : 0;
-            if (part.back() - part.front() + 1 == std::ssize(part)) {
-                push(sequence.tree_begin + part.front(), std::ssize(part), 0, rows, flags);
+    /// Nodes that are neighbours need no list.
+    void list_nodes(const StaticTreeSequence& sequence, const NodeChunks& ancestors) {
+        std::uint32_t column = 0;
+        for (const NodeChunk& chunk : ancestors.chunks) {
+            const auto nodes =
+                std::span(ancestors.nodes).subspan(static_cast<std::size_t>(chunk.begin), static_cast<std::size_t>(chunk.count));
+            const std::uint32_t flags = chunk.masked ? masked(column++) : 0;
+            if (nodes.back() - nodes.front() + 1 == chunk.count) {
+                push(sequence.tree_begin + nodes.front(), chunk.count, chunk.row_begin, chunk.row_end, flags);
                 continue;
             }
-            push(std::ssize(list_.gather), std::ssize(part), 0, rows, flags | abi::kGathered);
-            for (const std::int32_t node : part) list_.gather.push_back(static_cast<std::uint32_t>(sequence.tree_begin + node));
+            push(std::ssize(list_.gather), chunk.count, chunk.row_begin, chunk.row_end, flags | abi::kGathered);
+            for (const std::int32_t node : nodes) list_.gather.push_back(static_cast<std::uint32_t>(sequence.tree_begin + node));
         }
     }
 
@@ -124,16 +131,69 @@ private:
     const std::int32_t group_;
 };
 
-Shape shape_of_tree(const StaticTree& tree, std::int32_t capacity) {
-    Shape shape;
-    for (std::int32_t begin = 0; begin < tree.rows(); begin += capacity) {
-        const std::int32_t end = std::min(begin + capacity, tree.rows());
-        tree.block(begin, end, shape.blocks.emplace_back());
-        const StaticTree::Block& block = shape.blocks.back();
-        shape.pairs += std::ssize(block.all) * (end - begin) + std::count(block.self.begin(), block.self.end(), 1);
-        for (const std::uint32_t word : block.bits) shape.pairs += std::popcount(word);
+/// The blocks depth first, a block's parent being the one that holds the last of its rows' ancestors before them: half of what
+/// FST's trees read are ancestors, and in the order of rows L2 has lost them by then (a level of all heads is hundreds of MB).
+std::vector<std::int32_t> depth_first(const std::vector<Shape::Rows>& blocks, std::int32_t capacity) {
+    const std::int32_t count = static_cast<std::int32_t>(blocks.size());
+    std::vector<std::int32_t> first_child(blocks.size() + 1, -1), next(blocks.size(), -1);  // the last place: of those without
+    for (std::int32_t b = count - 1; b >= 0; --b) {
+        const std::vector<std::int32_t>& nodes = blocks[static_cast<std::size_t>(b)].ancestors.nodes;
+        const auto before = std::lower_bound(nodes.begin(), nodes.end(), b * capacity);
+        const std::int32_t parent = before == nodes.begin() ? count : before[-1] / capacity;
+        next[static_cast<std::size_t>(b)] = first_child[static_cast<std::size_t>(parent)];
+        first_child[static_cast<std::size_t>(parent)] = b;
     }
+    std::vector<std::int32_t> order, waiting = {first_child.back()};
+    while (!waiting.empty()) {
+        const std::int32_t b = waiting.back();
+        waiting.pop_back();
+        if (b < 0) continue;
+        order.push_back(b);
+        waiting.push_back(next[static_cast<std::size_t>(b)]);
+        waiting.push_back(first_child[static_cast<std::size_t>(b)]);
+    }
+    return order;
+}
+
+Shape shape_of_tree(const StaticTree& tree, const DecodeProblem& problem, const DecodeConfig& config) {
+    const std::int32_t group = group_of(problem);
+    const std::int32_t capacity = static_cast<std::int32_t>(abi::decode_block_q(shape_of(problem, config))) / group;
+    const std::int32_t unit_rows = config.mainloop == Mainloop::wgmma ? 64 : 16;
+    Shape shape;
+    StaticTree::Block block;
+    for (std::int32_t begin = 0; begin < tree.rows(); begin += capacity) {
+        const std::int32_t rows = std::min(capacity, tree.rows() - begin);
+        tree.block(begin, begin + rows, block);
+        shape.pairs += std::ssize(block.all) * rows + std::count(block.self.begin(), block.self.end(), 1);
+        for (const std::uint32_t word : block.bits) shape.pairs += std::popcount(word);
+        shape.blocks.push_back({node_chunks(block, rows, group, unit_rows), block.self});
+    }
+    shape.order = depth_first(shape.blocks, capacity);
     return shape;
+}
+
+/// Of `rows` query rows, all heads counted. A long prefix is arithmetic. Else items are short: two blocks an SM, one of which loads
+/// while the other waits; the wide ones, whose rows share more ancestors, where the head dim and the SM allow them and there are
+/// enough of them. FST's 16k nodes on an H100: 805 us with one wide block, 690 with two of four warps, 575 with two wide ones.
+DecodeConfig choose_config(const DecodeProblem& problem, const DecodeConfig& asked, std::int64_t rows, bool long_prefix,
+                           const Limits& limits) {
+    constexpr int kWide = 8, kSmall = 4, kBlocks = 2;
+    std::vector<DecodeConfig> preferred;
+    if (asked.mainloop == Mainloop::choose && long_prefix) {
+        preferred.push_back(asked);
+        preferred.back().mainloop = Mainloop::wgmma;
+    }
+    if (asked.mainloop != Mainloop::wgmma && asked.warps == 0 && asked.blocks == 0) {
+        const bool many = rows / (kWide * 16) >= std::int64_t{2} * kBlocks * limits.sms;
+        for (const int warps : {kWide, kSmall}) {
+            if (warps == kWide && !many) continue;
+            preferred.push_back(asked);
+            preferred.back().warps = warps, preferred.back().blocks = kBlocks;
+        }
+    }
+    for (const DecodeConfig& config : preferred)
+        if (const auto found = find_config(problem, config, limits)) return *found;
+    return sapwood::choose_config(problem, asked, limits);
 }
 
 }  // namespace
@@ -155,23 +215,15 @@ std::unique_ptr<DecodePlan::Impl> make_static_plan(const DecodeProblem& asked, s
         tokens += count + sequences[i].prefix_tokens;
         requests += count;
     }
-    DecodeConfig wanted = config;
-    if (wanted.mainloop == Mainloop::choose && prefix_pairs >= kLongPrefix * requests) wanted.mainloop = Mainloop::wgmma;
-    // Short items: two blocks an SM, one of which loads while the other waits (735 against 805 us for FST's 16k nodes on an H100).
-    DecodeConfig two = wanted;
-    if (two.mainloop != Mainloop::wgmma && two.warps == 0 && two.blocks == 0) two.warps = 4, two.blocks = 2;
-    auto found = find_config(plan->problem, two, limits);
-    if (!found) found = find_config(plan->problem, wanted, limits);
-    plan->config = found ? *found : choose_config(plan->problem, config, limits);
+    plan->config =
+        choose_config(plan->problem, config, requests * plan->problem.q_heads, prefix_pairs >= kLongPrefix * requests, limits);
 
-    const int group = group_of(plan->problem);
-    const auto capacity = static_cast<std::int32_t>(abi::decode_block_q(shape_of(plan->problem, plan->config))) / group;
     std::map<std::int32_t, Shape> shapes;
     std::int64_t columns = 1, pairs = 0;
     for (const StaticTreeSequence& sequence : sequences) {
         const auto [shape, fresh] = shapes.try_emplace(sequence.tree);
-        if (fresh) shape->second = shape_of_tree(trees[static_cast<std::size_t>(sequence.tree)], capacity);
-        for (const StaticTree::Block& block : shape->second.blocks) columns = std::max(columns, columns_of(block));
+        if (fresh) shape->second = shape_of_tree(trees[static_cast<std::size_t>(sequence.tree)], plan->problem, plan->config);
+        for (const Shape::Rows& block : shape->second.blocks) columns = std::max(columns, columns_of(block));
         pairs += shape->second.pairs;
     }
     WorkList& list = plan->list;
@@ -180,8 +232,9 @@ std::unique_ptr<DecodePlan::Impl> make_static_plan(const DecodeProblem& asked, s
     Builder builder(*plan, rows);
     for (const StaticTreeSequence& sequence : sequences)
         builder.add(sequence, shapes.at(sequence.tree), trees[static_cast<std::size_t>(sequence.tree)].rows());
+    // Longest first, but those of like length stay in the order of their trees.
     std::stable_sort(list.items.begin(), list.items.end(),
-                     [](const abi::Item& a, const abi::Item& b) { return a.tiles > b.tiles; });
+                     [](const abi::Item& a, const abi::Item& b) { return std::bit_width(a.tiles) > std::bit_width(b.tiles); });
 
     plan->capacity = list.counts();
     const DecodeProblem& problem = plan->problem;

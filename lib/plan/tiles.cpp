@@ -23,19 +23,15 @@ int registers_a_thread(const DecodeConfig& config, const Limits& limits) {
 }
 
 /// Accumulators, query fragments, scores of two chunks, and addressing, from the compiler's reports of the shipped shapes.
-int registers_needed(const abi::DecodeShape& shape) {
+/// `moved`: what compute warps have where copy warps hand registers over.
+int registers_needed(const abi::DecodeShape& shape, const abi::DecodeRegisters& moved) {
     // Accumulators, a tile's scores, the weights of the one before.
     if (abi::decode_query_shared(shape))
         return static_cast<int>(shape.head_dim_v / 2 + shape.block_kv / 2 + shape.block_kv / 4) + 40;
     const int query = abi::decode_query_in_registers(shape) ? static_cast<int>(shape.head_dim) / 4 : 8;
-    return static_cast<int>(shape.head_dim_v) / 2 + query + 76;
-}
-
-/// What compute warps get on top where copy warps can hand registers over (templates/attention/decode_traits.h).
-int registers_moved(const DecodeConfig& config, const Limits& limits) {
-    const bool can = limits.sm >= 90 && limits.sm < 110;
-    if (!can || config.warps != 8 || config.producers != 4 || config.blocks != 1) return 0;
-    return config.mainloop == Mainloop::wgmma && config.block_kv == 128 ? 48 : 24;
+    // As few as will do, the usual, and with fragments of a pair of chunks in flight.
+    const int others = moved.compute == 0 ? 76 : moved.compute < 128 ? 48 : 92;
+    return static_cast<int>(shape.head_dim_v) / 2 + query + others;
 }
 
 }  // namespace
@@ -83,8 +79,13 @@ abi::DecodeShape shape_of(const DecodeProblem& problem, const DecodeConfig& conf
 }
 
 RegisterEstimate register_estimate(const DecodeProblem& problem, const DecodeConfig& config, const Limits& limits) {
-    return {.needed = registers_needed(shape_of(problem, config)),
-            .available = registers_a_thread(config, limits) + registers_moved(config, limits)};
+    const abi::DecodeShape shape = shape_of(problem, config);
+    // With two blocks on SM 9.0 alone: for SM 10.0 the compiler spills 48 bytes.
+    const bool can_move = limits.sm >= 90 && limits.sm < (config.blocks == 1 ? 110 : 100);
+    const abi::DecodeRegisters moved =
+        can_move ? abi::decode_registers(shape, static_cast<unsigned>(config.blocks)) : abi::DecodeRegisters{};
+    return {.needed = registers_needed(shape, moved),
+            .available = moved.compute != 0 ? static_cast<int>(moved.compute) : registers_a_thread(config, limits)};
 }
 
 const char* mainloop_name(Mainloop mainloop) noexcept {

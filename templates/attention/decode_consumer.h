@@ -18,7 +18,8 @@ struct DecodeConsumer {
     RingPosition<Traits::kStages> at;
     Products rows;
     // Looked up when the item starts where there are registers to keep it, so that its end does not wait.
-    static constexpr bool kTargetsEarly = Traits::kMoveRegisters || (Traits::kWarps == 4 && Traits::kBlocks == 1);
+    static constexpr bool kTargetsEarly =
+        (Traits::kMoveRegisters && !Traits::kFewRegisters) || (Traits::kWarps == 4 && Traits::kBlocks == 1);
     RowTargets<Traits> targets;
     u32 tiles = 0;
     static constexpr u32 kIdle = ~0u;  // the part of a unit beyond row blocks * parts
@@ -101,10 +102,10 @@ SAPWOOD_DEVICE void decode(const typename Config::Params& params) {
     if (copies) producer.look_up();  // travels while the barriers are made
     block_sync();
     if (copies) {
-        if constexpr (Traits::kMoveRegisters) registers_release<Traits::kProducerRegisters>();
+        if constexpr (Traits::kMoveRegisters) registers_release<Traits::kRegisters.copies>();
         producer.run();
     } else {
-        if constexpr (Traits::kMoveRegisters) registers_take<Traits::kConsumerRegisters>();
+        if constexpr (Traits::kMoveRegisters) registers_take<Traits::kRegisters.compute>();
         DecodeConsumer<Traits>(params, shared).run();
     }
 }

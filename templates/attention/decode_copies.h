@@ -28,8 +28,9 @@ struct DecodeCopies {
     static constexpr u32 kOwnChunks = kTokens / abi::kChunkTokens;
     static constexpr u32 kRows = Traits::kBlockQ / Traits::kProducers;
     static constexpr u32 kRowGroups = (kRows + 31) / 32;
-    // Tiles that a look-up (of the chunk, then of the page) travels ahead of its use.
-    static constexpr u32 kAhead = 3;
+    // Tiles that a look-up (of the chunk, then of the page) travels ahead of its use. A spill costs more than what it hides: local
+    // memory is read behind all copies that were sent before.
+    static constexpr u32 kAhead = Traits::kFewRegisters ? 1 : 3;
     static_assert(kTokens == 16 || kTokens == 32, "a copy warp looks up one token a lane");
 
     const typename Traits::Params& params;

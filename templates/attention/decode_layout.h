@@ -30,6 +30,19 @@ constexpr bool decode_query_in_registers(const DecodeShape& s) { return s.head_d
 /// Mask words come with their tile, unless Q and the tiles leave them no room: then the rows that need them read them.
 constexpr bool decode_masks_staged(const DecodeShape& s) { return s.mask && !decode_query_shared(s); }
 
+/// Registers of a thread of each role, where both roles are whole warpgroups and the copy warps hand over some of theirs; together
+/// those of the launch. None: 0.
+struct DecodeRegisters {
+    unsigned compute, copies;
+};
+constexpr DecodeRegisters decode_registers(const DecodeShape& s, unsigned blocks) {
+    if (s.warps != 8 || s.producers != 4) return {0, 0};
+    if (blocks == 1) return decode_query_shared(s) ? DecodeRegisters{216, 72} : DecodeRegisters{208, 88};  // of 3 * 168
+    // Of 3 * 80. Sixteen compute warps an SM: short items are waits for what came before, which only other warps can fill.
+    if (blocks == 2 && s.kv_bytes == 2) return {96, 48};
+    return {0, 0};
+}
+
 /// Requests of an item, at most.
 constexpr unsigned decode_requests(const DecodeShape& s) { return decode_block_q(s) / s.group; }
 constexpr unsigned decode_chunk_bytes(const DecodeShape& s) {

@@ -27,7 +27,7 @@ template <class Traits>
 struct Merger {
     using Element = typename Traits::Element;
     static constexpr u32 kVectors = (Traits::kHeadDimV / 4 + 31) / 32;
-    static constexpr u32 kHalf = kVectors == 1 ? 8 : 4;  // parts that half of the loads in flight bring
+    static constexpr u32 kHalf = kVectors == 1 && !Traits::kFewRegisters ? 8 : 4;  // parts that half of the loads in flight bring
 
     const abi::DecodeParams& params;
     const u32 rows;  // of all merges

@@ -35,29 +35,30 @@ struct HalfOperands {
         }
     }
 
-    /// s += Q times the kCount * 16 keys at k_tile, for steps first … first + kUnrolled; `query(i)` is the fragment of step first +
-    /// i.
+    /// s += Q times 16 keys from each row of k_tile in `down`, for steps first … first + kUnrolled; `query(i)` is the fragment of
+    /// step first + i.
     template <u32 kCount, class Query>
-    SAPWOOD_DEVICE static void multiply_keys(f32 (&s)[kCount * 2][4], u32 k_tile, u32 first, u32 lane, const Query& query) {
+    SAPWOOD_DEVICE static void multiply_keys(f32 (&s)[kCount * 2][4], u32 k_tile, const u32 (&down)[kCount], u32 first, u32 lane,
+                                             const Query& query) {
         const RowAddresses<typename Traits::KTile> keys(k_tile + first * 32, lane % 8 + lane / 16 * 8, lane / 8 % 2);
         SAPWOOD_UNROLL for (u32 i = 0; i < kUnrolled; ++i) {
             u32 held[4];
             const u32(&a)[4] = query(held, i);
             SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
                 u32 b[4];
-                ldmatrix_x4(b, keys.at(i, c * 16));
+                ldmatrix_x4(b, keys.at(i, down[c]));
                 mma_16x8x16<Element>(s[c * 2], a, b[0], b[1]);
                 mma_16x8x16<Element>(s[c * 2 + 1], a, b[2], b[3]);
             }
         }
     }
 
-    /// out += the weights of chunk `c` times its values.
+    /// out += the weights of a chunk times its values, `down` rows below those of `values`.
     SAPWOOD_DEVICE static void multiply_values(f32 (&out)[Traits::kHeadDimV / 8][4], const u32 (&p)[4],
-                                               const RowAddresses<typename Traits::VTile>& values, u32 c) {
+                                               const RowAddresses<typename Traits::VTile>& values, u32 down) {
         SAPWOOD_UNROLL for (u32 d = 0; d < Traits::kHeadDimV / 16; ++d) {
             u32 b[4];
-            ldmatrix_x4_trans(b, values.at(d, c * 16));
+            ldmatrix_x4_trans(b, values.at(d, down));
             mma_16x8x16<Element>(out[d * 2], p, b[0], b[1]);
             mma_16x8x16<Element>(out[d * 2 + 1], p, b[2], b[3]);
         }
@@ -98,7 +99,8 @@ struct ByteOperands {
     }
 
     template <u32 kCount, class Query>
-    SAPWOOD_DEVICE static void multiply_keys(f32 (&s)[kCount * 2][4], u32 k_tile, u32 first, u32 lane, const Query& query) {
+    SAPWOOD_DEVICE static void multiply_keys(f32 (&s)[kCount * 2][4], u32 k_tile, const u32 (&down)[kCount], u32 first, u32 lane,
+                                             const Query& query) {
         const RowAddresses<typename Traits::KTile> keys(k_tile + first * 16, lane % 8 + lane / 16 * 8, lane / 8 % 2);
         SAPWOOD_UNROLL for (u32 i = 0; i < kUnrolled / 2; ++i) {
             u32 held[2][4];
@@ -106,7 +108,7 @@ struct ByteOperands {
             const u32(&a1)[4] = query(held[1], i * 2 + 1);
             SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
                 u32 b[4];
-                ldmatrix_x4(b, keys.at(i, c * 16));  // eight keys of step 2i, of 2i + 1, then the other eight
+                ldmatrix_x4(b, keys.at(i, down[c]));  // eight keys of step 2i, of 2i + 1, then the other eight
                 SAPWOOD_UNROLL for (u32 n = 0; n < 2; ++n) {
                     u32 low, high;
                     widen_e4m3<Element>(b[n * 2], low, high);
@@ -121,10 +123,10 @@ struct ByteOperands {
     // A transposed load of 16-bit units gives a lane two neighbouring columns, 2 (l/4) and the next, of two keys. The even ones
     // make one product and the odd ones another: blocks 2i and 2i + 1 of the output hold the even and the odd columns of 16.
     SAPWOOD_DEVICE static void multiply_values(f32 (&out)[Traits::kHeadDimV / 8][4], const u32 (&p)[4],
-                                               const RowAddresses<typename Traits::VTile>& values, u32 c) {
+                                               const RowAddresses<typename Traits::VTile>& values, u32 down) {
         SAPWOOD_UNROLL for (u32 d = 0; d < Traits::kHeadDimV / 32; ++d) {
             u32 b[4];
-            ldmatrix_x4_trans(b, values.at(d, c * 16));  // keys 0 … 7 and 8 … 15 of 16 columns, then of the next 16
+            ldmatrix_x4_trans(b, values.at(d, down));  // keys 0 … 7 and 8 … 15 of 16 columns, then of the next 16
             SAPWOOD_UNROLL for (u32 n = 0; n < 2; ++n) {
                 u32 even[2], odd[2];
                 widen_e4m3<Fp16>(even_then_odd_bytes(b[n * 2]), even[0], odd[0]);

@@ -69,10 +69,11 @@ struct DecodeRows {
         }
     }
 
-    /// -inf for what a row does not see. Most chunks are whole and seen by all 16 rows: those skip the mask. `index`: of the first
-    /// chunk in its tile.
+    /// -inf for what a row does not see. Most chunks are whole and seen by all 16 rows: those skip the mask. `index`: of the chunks
+    /// in their tile.
     template <u32 kCount>
-    SAPWOOD_DEVICE void mask_unless_whole(f32 (&s)[kCount * 2][4], const ChunkView (&chunks)[kCount], u32 stage, u32 index) const {
+    SAPWOOD_DEVICE void mask_unless_whole(f32 (&s)[kCount * 2][4], const ChunkView (&chunks)[kCount], u32 stage,
+                                          const u32 (&index)[kCount]) const {
         const u32 first = row_block * 16, end = first + 16;
         bool whole = true;
         SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
@@ -81,11 +82,12 @@ struct DecodeRows {
         if (!whole) mask(s, chunks, stage, index);
     }
     template <u32 kCount>
-    SAPWOOD_DEVICE void mask(f32 (&s)[kCount * 2][4], const ChunkView (&chunks)[kCount], u32 stage, u32 index) const {
+    SAPWOOD_DEVICE void mask(f32 (&s)[kCount * 2][4], const ChunkView (&chunks)[kCount], u32 stage,
+                             const u32 (&index)[kCount]) const {
         const u32 row0 = row_block * 16 + lane / 4, row1 = row0 + 8;
         SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
             if constexpr (Traits::kMask) {
-                const u32 seen[2] = {seen_by(chunks[c], row0, 0, stage, index + c), seen_by(chunks[c], row1, 1, stage, index + c)};
+                const u32 seen[2] = {seen_by(chunks[c], row0, 0, stage, index[c]), seen_by(chunks[c], row1, 1, stage, index[c])};
                 SAPWOOD_UNROLL for (u32 n = 0; n < 2; ++n) {
                     SAPWOOD_UNROLL for (u32 j = 0; j < 2; ++j) {
                         const u32 bit = 1u << (n * 8 + lane % 4 * 2 + j);

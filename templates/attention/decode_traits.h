@@ -25,11 +25,9 @@ struct DecodeTraits : Config {
     static constexpr bool kQueryShared = abi::decode_query_shared(kShape);  // as an operand of wgmma
     static constexpr bool kMasksStaged = abi::decode_masks_staged(kShape);
 
-    // Whole warpgroups in both roles: the copy warps hand registers over, so that compute warps can keep fragments in flight.
-    static constexpr bool kMoveRegisters = Config::kWarps == 8 && Config::kProducers == 4 && Config::kBlocks == 1;
-    // 88 + 2 * 208, or 72 + 2 * 216: the 3 * 168 of the launch.
-    static constexpr u32 kProducerRegisters = kQueryShared ? 72 : 88;
-    static constexpr u32 kConsumerRegisters = kQueryShared ? 216 : 208;
+    static constexpr abi::DecodeRegisters kRegisters = abi::decode_registers(kShape, Config::kBlocks);
+    static constexpr bool kMoveRegisters = kRegisters.compute != 0;
+    static constexpr bool kFewRegisters = kMoveRegisters && kRegisters.compute < 128;
 
     // Warps that multiply together, 16 rows each; where there are more of these units than the rows need, units share rows and take
     // turns over the keys.

@@ -38,44 +38,79 @@ struct WarpProducts : DecodeRows<Traits> {
         u32 turn = 0;
         for (u32 tile = 0; tile < tiles; ++tile) {
             this->shared.ring.wait_full(at);
-            attend_tile(at.stage, turn);
+            if constexpr (Traits::kMask) {
+                attend_seen(at.stage, turn);
+            } else {
+                attend_neighbours(at.stage, turn);
+            }
             this->release(at.stage);
             at.advance();
         }
     }
 
 private:
-    /// Pairs of chunks go round the warps that share a row block; `turn` counts the item's pairs.
-    SAPWOOD_DEVICE void attend_tile(u32 stage, u32& turn) {
-        const u32 k_stage = this->shared.stage(stage), v_stage = k_stage + Traits::kKTileBytes;
+    /// Chunks, or pairs of them, go round the warps that share a row block; `turn` counts those of the item.
+    SAPWOOD_DEVICE void attend_neighbours(u32 stage, u32& turn) {
         for (u32 pair = 0; pair < Traits::kChunks / 2; ++pair) {
-            const bool mine = turn == this->part;
-            if (++turn >= this->parts) turn = 0;
-            if (!mine) continue;
-            const ChunkView chunks[2] = {this->chunk(stage, pair * 2), this->chunk(stage, pair * 2 + 1)};
-            const u32 k_tile = k_stage + pair * 32 * Traits::KTile::kPitch, v_tile = v_stage + pair * 32 * Traits::VTile::kPitch;
+            if (!my_turn(turn)) continue;
+            const u32 index[2] = {pair * 2, pair * 2 + 1};
+            const ChunkView chunks[2] = {this->chunk(stage, index[0]), this->chunk(stage, index[1])};
             const bool first = sees(chunks[0]), second = sees(chunks[1]);
             if (kPairs && first && second) {
-                attend<2>(k_tile, v_tile, chunks, stage, pair * 2);
+                attend<2>(stage, index, chunks);
                 continue;
             }
             SAPWOOD_NO_UNROLL for (u32 c = 0; c < 2; ++c) {
                 if (c == 0 ? !first : !second) continue;
+                const u32 only_index[1] = {pair * 2 + c};
                 const ChunkView only[1] = {c == 0 ? chunks[0] : chunks[1]};
-                attend<1>(k_tile + c * 16 * Traits::KTile::kPitch, v_tile + c * 16 * Traits::VTile::kPitch, only, stage,
-                          pair * 2 + c);
+                attend<1>(stage, only_index, only);
             }
         }
     }
 
+    /// The same where the rows of a block see different chunks, as those of trees do: pairs of those that this warp's rows see,
+    /// wherever in the tile they are.
+    SAPWOOD_DEVICE void attend_seen(u32 stage, u32& turn) {
+        u32 seen = warp_ballot(lane < Traits::kChunks && sees(this->chunk(stage, lane % Traits::kChunks)));
+        while (seen != 0) {
+            const u32 first = take_lowest(seen);
+            if (kPairs && seen != 0) {
+                const u32 index[2] = {first, take_lowest(seen)};
+                if (!my_turn(turn)) continue;
+                const ChunkView chunks[2] = {this->chunk(stage, index[0]), this->chunk(stage, index[1])};
+                attend<2>(stage, index, chunks);
+            } else {
+                if (!my_turn(turn)) continue;
+                const u32 index[1] = {first};
+                const ChunkView chunks[1] = {this->chunk(stage, first)};
+                attend<1>(stage, index, chunks);
+            }
+        }
+    }
+    SAPWOOD_DEVICE static u32 take_lowest(u32& bits) {
+        const u32 lowest = lowest_bit(bits);
+        bits &= bits - 1;
+        return lowest;
+    }
+    SAPWOOD_DEVICE bool my_turn(u32& turn) const {
+        const bool mine = turn == this->part;
+        if (++turn >= this->parts) turn = 0;
+        return mine;
+    }
+
     SAPWOOD_DEVICE bool sees(const ChunkView& chunk) const { return chunk.meets(this->row_block * 16, 16); }
 
-    /// kCount neighbouring chunks of one tile, all of their keys at once.
+    /// kCount chunks of one tile, all of their keys at once.
     template <u32 kCount>
-    SAPWOOD_DEVICE void attend(u32 k_tile, u32 v_tile, const ChunkView (&chunks)[kCount], u32 stage, u32 index) {
+    SAPWOOD_DEVICE void attend(u32 stage, const u32 (&index)[kCount], const ChunkView (&chunks)[kCount]) {
+        const u32 k_tile = this->shared.stage(stage) + index[0] * 16 * Traits::KTile::kPitch;
+        const u32 v_tile = this->shared.stage(stage) + Traits::kKTileBytes + index[0] * 16 * Traits::VTile::kPitch;
+        u32 down[kCount];
+        SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) down[c] = (index[c] - index[0]) * 16;
         f32 s[kCount * 2][4] = {};
         SAPWOOD_NO_UNROLL for (u32 first = 0; first < kSteps; first += Operands::kUnrolled) {
-            Operands::template multiply_keys<kCount>(s, k_tile, first, lane, [&](u32(&held)[4], u32 i) -> const u32(&)[4] {
+            Operands::template multiply_keys<kCount>(s, k_tile, down, first, lane, [&](u32(&held)[4], u32 i) -> const u32(&)[4] {
                 if constexpr (Traits::kQueryInRegisters) return this->query[i];
                 ldmatrix_x4(held, query_address<Traits>(this->query_hold(), first + i, lane));
                 return held;
@@ -89,7 +124,7 @@ private:
         SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
             u32 p[4];
             pack_weights<typename Traits::KvElement::Weight>(p, s[c * 2], s[c * 2 + 1]);
-            Operands::multiply_values(this->state.out, p, values, c);
+            Operands::multiply_values(this->state.out, p, values, down[c]);
         }
     }
 };

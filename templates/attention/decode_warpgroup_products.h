@@ -182,8 +182,9 @@ private:
         this->transform(s);
         if (all.begin() > this->first_row || all.end() < min_u32(this->first_row + 64, this->row_end)) {
             ChunkView chunks[Traits::kChunks];
-            SAPWOOD_UNROLL for (u32 c = 0; c < Traits::kChunks; ++c) chunks[c] = this->chunk(stage, c);
-            this->mask(s, chunks, stage, 0);
+            u32 index[Traits::kChunks];
+            SAPWOOD_UNROLL for (u32 c = 0; c < Traits::kChunks; ++c) chunks[c] = this->chunk(stage, index[c] = c);
+            this->mask(s, chunks, stage, index);
         }
         f32 rescale[2];
         const bool raised = this->weigh(s, rescale);

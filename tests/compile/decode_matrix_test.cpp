@@ -25,6 +25,7 @@ struct Shape {
     Mainloop mainloop = Mainloop::mma;
     KvDType kv_dtype = KvDType::as_q;
     std::int32_t block_kv = 0;
+    std::int32_t static_rows = 0;  // of a static tree; 0: a forest
 };
 
 // Those that every SM must have, then more of them for one SM: each value of each field, in combinations that differ.
@@ -45,6 +46,12 @@ constexpr Shape kFp8Shapes[] = {
     {DType::fp16, 64, 0, 8, 1, 30, false, Mainloop::mma, kFp8},
     {DType::fp16, 128, 0, 8, 0, 0, false, Mainloop::mma, kFp8},
     {DType::bf16, 192, 128, 16, 64, 0, true, Mainloop::mma, kFp8},
+};
+// Static trees, everywhere: many rows (two wide blocks an SM, where registers can be handed over), and few.
+constexpr Shape kStatic[] = {
+    {DType::fp16, 64, 0, 1, 0, 0, false, Mainloop::choose, KvDType::as_q, 0, 100'000},
+    {DType::bf16, 64, 0, 5, 16, 30, false, Mainloop::choose, KvDType::as_q, 0, 30'000},
+    {DType::bf16, 128, 0, 1, 1, 0, false, Mainloop::choose, KvDType::as_q, 0, 500},
 };
 // For sm_90a alone.
 constexpr KvDType kAsQ = KvDType::as_q;
@@ -69,17 +76,27 @@ Forest forest_for(const Shape& shape) {
     return Forest::from_nodes(nodes);
 }
 
+DecodePlan static_plan(Engine& engine, const DecodeProblem& problem, std::int32_t rows, const DecodeConfig& config) {
+    std::vector<std::int32_t> parents;  // binary, level by level
+    for (std::int32_t i = 0; i < rows; ++i) parents.push_back((i + 1) / 2 - 1);
+    const StaticTree trees[] = {StaticTree::from_parents(parents)};
+    const StaticTreeSequence sequences[] = {{}};
+    return engine.plan_static_tree(problem, trees, sequences, config);
+}
+
 /// What is wrong with the kernel that this SM gets for this shape; one line, or empty.
 std::string fault_of(Engine& engine, const Shape& shape) {
-    DecodePlan plan = engine.plan_decode({.q_heads = shape.group * 2,
-                                          .kv_heads = 2,
-                                          .head_dim = shape.head_dim,
-                                          .head_dim_v = shape.head_dim_v,
-                                          .dtype = shape.dtype,
-                                          .kv_dtype = shape.kv_dtype,
-                                          .page_size = shape.page_size,
-                                          .softcap = shape.softcap},
-                                         forest_for(shape), {.mainloop = shape.mainloop, .block_kv = shape.block_kv});
+    const DecodeProblem problem = {.q_heads = shape.group * 2,
+                                   .kv_heads = 2,
+                                   .head_dim = shape.head_dim,
+                                   .head_dim_v = shape.head_dim_v,
+                                   .dtype = shape.dtype,
+                                   .kv_dtype = shape.kv_dtype,
+                                   .page_size = shape.page_size,
+                                   .softcap = shape.softcap};
+    const DecodeConfig config = {.mainloop = shape.mainloop, .block_kv = shape.block_kv};
+    DecodePlan plan = shape.static_rows > 0 ? static_plan(engine, problem, shape.static_rows, config)
+                                            : engine.plan_decode(problem, forest_for(shape), config);
     const std::string key = plan.kernel_key() + ": ";
     const KernelReport report = engine.prepare(plan);
     const int blocks = plan.info().config.blocks, registers = (report.registers + 7) / 8 * 8;  // dealt out in eights
@@ -121,6 +138,7 @@ TEST_CASE("compile matrix: default decode kernels on every SM spill nothing and 
         }
         engines.push_back(std::make_unique<Engine>(EngineOptions{.target = target, .cache_dir = dir.path() / "cache"}));
         for (const Shape& shape : kEverywhere) jobs.emplace_back(engines.back().get(), &shape);
+        for (const Shape& shape : kStatic) jobs.emplace_back(engines.back().get(), &shape);
         if (std::find(std::begin(kFp8Targets), std::end(kFp8Targets), std::string_view(target)) != std::end(kFp8Targets))
             for (const Shape& shape : kFp8Shapes) jobs.emplace_back(engines.back().get(), &shape);
         if (engines.size() > 1) continue;

@@ -84,6 +84,20 @@ void fill_kv(const DecodeCase& which, Stream stream, Strides strides, std::span<
     }
 }
 
+void set_strides(DecodeTensors& tensors, const DecodeCase& which, const InputOptions& options) {
+    const Variant& shape = which.variant;
+    const std::int32_t dim_v = which.head_dim_v ? which.head_dim_v : shape.head_dim;
+    const auto strides = [&](std::int64_t rows, std::int32_t heads, std::int32_t dim, std::int64_t& row, std::int64_t& head) {
+        const Strides found = options.hnd ? hnd(rows, dim) : nhd(heads, dim);
+        row = found.token, head = found.head;
+    };
+    const std::int64_t requests = which.forest.request_capacity();
+    strides(requests, shape.q_heads, shape.head_dim, tensors.q_request_stride, tensors.q_head_stride);
+    strides(which.rows, shape.kv_heads, shape.head_dim, tensors.k_token_stride, tensors.k_head_stride);
+    strides(which.rows, shape.kv_heads, dim_v, tensors.v_token_stride, tensors.v_head_stride);
+    strides(requests, shape.q_heads, dim_v, tensors.out_request_stride, tensors.out_head_stride);
+}
+
 Inputs make_inputs(const DecodeCase& which, const InputOptions& options) {
     const Variant& shape = which.variant;
     const std::int64_t requests = which.forest.request_capacity();
@@ -95,25 +109,25 @@ Inputs make_inputs(const DecodeCase& which, const InputOptions& options) {
     made.v = HalfBuffer(which.rows * shape.kv_heads * dim_v / in_half);
     made.out = HalfBuffer(requests * shape.q_heads * dim_v);
     made.lse.resize(static_cast<std::size_t>(requests * shape.q_heads));
-    const Strides k = options.hnd ? hnd(which.rows, shape.head_dim) : nhd(shape.kv_heads, shape.head_dim);
-    const Strides v = options.hnd ? hnd(which.rows, dim_v) : nhd(shape.kv_heads, dim_v);
-    parallel_for(made.q.size(), 1 << 18, [&](std::int64_t begin, std::int64_t end) {
-        fill_values(shape.dtype, which.seed, Stream::q, static_cast<std::uint64_t>(begin),
-                    made.q.span().subspan(static_cast<std::size_t>(begin), static_cast<std::size_t>(end - begin)));
+    set_strides(made.tensors, which, options);
+    parallel_for(requests * shape.q_heads, 2048, [&](std::int64_t begin, std::int64_t end) {
+        const auto dim = static_cast<std::size_t>(shape.head_dim);
+        for (std::int64_t row = begin; row < end; ++row) {
+            const std::int64_t at =
+                row / shape.q_heads * made.tensors.q_request_stride + row % shape.q_heads * made.tensors.q_head_stride;
+            fill_values(shape.dtype, which.seed, Stream::q, static_cast<std::uint64_t>(row) * dim,
+                        made.q.span().subspan(static_cast<std::size_t>(at), dim));
+        }
     });
-    fill_kv(which, Stream::k, k, made.k.span());
-    fill_kv(which, Stream::v, v, made.v.span());
+    fill_kv(which, Stream::k, {made.tensors.k_token_stride, made.tensors.k_head_stride}, made.k.span());
+    fill_kv(which, Stream::v, {made.tensors.v_token_stride, made.tensors.v_head_stride}, made.v.span());
     poison(made);
-    made.tensors = {.q = made.q.data(),
-                    .k = made.k.data(),
-                    .v = made.v.data(),
-                    .out = made.out.data(),
-                    .lse = made.lse.data(),
-                    .page_table = shape.page_size ? which.page_table.data() : nullptr,
-                    .k_token_stride = k.token,
-                    .k_head_stride = k.head,
-                    .v_token_stride = v.token,
-                    .v_head_stride = v.head};
+    made.tensors.q = made.q.data();
+    made.tensors.k = made.k.data();
+    made.tensors.v = made.v.data();
+    made.tensors.out = made.out.data();
+    made.tensors.lse = made.lse.data();
+    made.tensors.page_table = shape.page_size ? which.page_table.data() : nullptr;
     return made;
 }
 

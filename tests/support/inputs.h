@@ -47,7 +47,7 @@ void fill_kv_values(const Variant& variant, std::uint64_t seed, Stream stream, s
 void fill_kv(const DecodeCase& which, Stream stream, Strides strides, std::span<std::uint16_t> to);
 
 struct InputOptions {
-    bool hnd = false;  // K and V as [heads, rows, dim]
+    bool hnd = false;  // heads outermost: K and V as [heads, rows, dim], Q and out as [heads, requests, dim]
 };
 
 /// Host tensors of a case; out and lse are poisoned with NaN.
@@ -58,6 +58,8 @@ struct Inputs {
     DecodeTensors tensors;
 };
 Inputs make_inputs(const DecodeCase& which, const InputOptions& options = {});
+/// All strides of a case's tensors.
+void set_strides(DecodeTensors& tensors, const DecodeCase& which, const InputOptions& options);
 
 /// Fills out and lse with NaN again, before another checked call.
 void poison(Inputs& inputs);

@@ -5,6 +5,7 @@
 #include <array>
 #include <map>
 
+#include "plan/node_chunks.h"
 #include "plan/static_plan.h"
 #include "sapwood/error.h"
 #include "support/fst_tree.h"
@@ -154,6 +155,69 @@ TEST_CASE("plan of static trees: every row of every sequence sees its prefix, it
         for (const abi::Chunk& chunk : plan->list.chunks) (chunk.tokens & abi::kGathered ? gathered : runs) += 1;
     }
     CHECK((gathered > 1000 && runs > 1000));
+}
+
+TEST_CASE("static tree: ancestors are cut into the chunks that copying and products make cheapest") {
+    const auto units_of = [](std::int32_t begin, std::int32_t end) { return (end + 15) / 16 - begin / 16; };
+    for (std::uint64_t seed = 0; seed < 60; ++seed) {
+        CAPTURE(seed);
+        Dice dice(seed);
+        const auto parents = seed % 3 == 0 ? support::fst_parents(6) : support::random_parents(dice, 160);
+        const StaticTree tree = StaticTree::from_parents(parents);
+        const std::int32_t rows = std::min(64, tree.rows());
+        const std::int32_t begin = dice.below(tree.rows() - rows + 1);
+        StaticTree::Block block;
+        tree.block(begin, begin + rows, block);
+        const NodeChunks made = node_chunks(block, rows, 1, 16);
+        // Rows that see each node, by definition.
+        const std::size_t count = made.nodes.size();
+        std::vector<std::pair<std::int32_t, std::int32_t>> seen(count, {rows, 0});
+        for (std::int32_t row = 0; row < rows; ++row) {
+            for (const std::int32_t node : path_of(parents, begin + row)) {
+                if (node == begin + row) continue;
+                auto& [first, end] =
+                    seen.at(static_cast<std::size_t>(std::ranges::lower_bound(made.nodes, node) - made.nodes.begin()));
+                first = std::min(first, row), end = row + 1;
+            }
+        }
+        const auto cost = [&](std::size_t from, std::size_t end) {
+            std::int32_t first = rows, last = 0;
+            for (std::size_t i = from; i < end; ++i) first = std::min(first, seen[i].first), last = std::max(last, seen[i].second);
+            return 0.5 + units_of(first, last);
+        };
+        double found = 0;
+        for (const NodeChunk& chunk : made.chunks) {
+            const auto from = static_cast<std::size_t>(chunk.begin), end = from + static_cast<std::size_t>(chunk.count);
+            REQUIRE((chunk.count >= 1 && chunk.count <= 16));
+            CHECK(cost(from, end) == 0.5 + units_of(chunk.row_begin, chunk.row_end));
+            found += cost(from, end);
+        }
+        // From the other end, so that a fault would have to be made twice.
+        std::vector<double> least(count + 1, 0);
+        for (std::size_t i = count; i-- > 0;) {
+            least[i] = 1e9;
+            for (std::size_t end = i + 1; end <= std::min(count, i + 16); ++end)
+                least[i] = std::min(least[i], cost(i, end) + least[end]);
+        }
+        CHECK(found == least[0]);
+    }
+}
+
+TEST_CASE("plan of static trees: a block follows soon on the one that holds its rows' parents") {
+    const std::vector<std::int32_t> parents = support::fst_parents(11);  // 16k nodes; a level is up to 8k
+    const std::vector<StaticTree> trees = {StaticTree::from_parents(parents)};
+    const auto plan = make_static_plan({.q_heads = 8, .kv_heads = 8, .head_dim = 64}, trees, std::array{StaticTreeSequence{}}, {},
+                                       support::offline_limits("sm_90a"));
+    const WorkList& list = plan->list;
+    std::vector<std::int64_t> place(parents.size());  // of a row's item in the list
+    for (std::size_t i = 0; i < list.items.size(); ++i) {
+        for (unsigned r = 0; r < list.items[i].requests; ++r)
+            place[static_cast<std::size_t>(list.requests[list.items[i].request_begin + r].request)] = static_cast<std::int64_t>(i);
+    }
+    std::int64_t near = 0;
+    for (std::size_t row = 4; row < parents.size(); ++row)
+        near += std::abs(place[row] - place[static_cast<std::size_t>(parents[row])]) <= 16;
+    CHECK(static_cast<double>(near) > 0.85 * static_cast<double>(parents.size()));
 }
 
 TEST_CASE("plan of static trees: what is wrong is named, and there is nothing to update from") {
