@@ -74,6 +74,8 @@ SplitInput split_input_of(const DecodeProblem& problem, const DecodeConfig& conf
             .sms = limits.sms,
             .block_kv = config.block_kv,
             .unit_rows = config.mainloop == Mainloop::wgmma ? 64 : 16,
+            .units = config.mainloop == Mainloop::wgmma ? config.warps / 4 : config.warps,
+            .ring_keys = config.stages * config.block_kv,
             .aimed = config.split};
 }
 

@@ -29,7 +29,12 @@ constexpr int kFitSteps = 12;
 
 }  // namespace
 
-double ChunkCost::operator()(const ForestOrder::Entry& entry, const Block& block, double bandwidth_share) const {
+double ChunkCost::held(const Block& block) const {
+    const std::int32_t with_rows = ((block.request_end - block.request_begin) * group + unit_rows - 1) / unit_rows;
+    return unit * units / std::max(1, units / std::max(1, with_rows));
+}
+
+double ChunkCost::operator()(const ForestOrder::Entry& entry, const Block& block, double bandwidth_share, double held) const {
     const std::int32_t requests =
         std::min(entry.request_end, block.request_end) - std::max(entry.request_begin, block.request_begin);
     // Whoever holds the first request of an entry counts as its first reader; blocks that do nothing else at the same time have
@@ -37,8 +42,8 @@ double ChunkCost::operator()(const ForestOrder::Entry& entry, const Block& block
     double load = entry.request_begin >= block.request_begin ? first_read : again;
     if (entry.side_by_side)
         load = again + (first_read - again) * requests / static_cast<double>(entry.request_end - entry.request_begin);
-    const std::int32_t units = (requests * group + unit_rows - 1) / unit_rows;
-    return std::max(load * bandwidth_share, units * unit);
+    const std::int32_t seeing = (requests * group + unit_rows - 1) / unit_rows;
+    return std::max({load * bandwidth_share, seeing * unit, entry.padded > ring_keys ? held : 0});
 }
 
 ChunkCost chunk_cost(const CostModel& model, const SplitInput& input) {
@@ -46,7 +51,7 @@ ChunkCost chunk_cost(const CostModel& model, const SplitInput& input) {
     cost.group = input.group;
     cost.first_read = model.token_bytes * abi::kChunkTokens;
     cost.again = cost.first_read * model.reread;
-    cost.unit_rows = input.unit_rows;
+    cost.unit_rows = input.unit_rows, cost.units = input.units, cost.ring_keys = input.ring_keys;
     cost.unit = (input.unit_rows == 64 ? kWarpgroupMicroseconds : kWarpMicroseconds) / 4 * kHbmBytesPerMicrosecond / input.sms *
                 model.token_bytes * model.values_a_byte / 256;
     return cost;
@@ -57,10 +62,10 @@ RowLoad row_load(const ForestOrder& order, const CostModel& model, const SplitIn
     double loads = 0, arithmetic = 0, tiles = 0;
     for (const ForestOrder::Entry& entry : order.entries) {
         const double chunks = static_cast<double>(entry.padded) / abi::kChunkTokens;
-        const std::int32_t units =
+        const std::int32_t seeing =
             ((entry.request_end - entry.request_begin) * input.group + input.unit_rows - 1) / input.unit_rows;
         loads += chunks * cost.first_read;
-        arithmetic += chunks * units * cost.unit;
+        arithmetic += chunks * seeing * cost.unit;
         const std::int32_t blocks = ((entry.request_end - entry.request_begin) * input.group + 63) / 64;
         tiles += chunks * abi::kChunkTokens / input.block_kv * blocks * input.kv_heads;
     }
@@ -85,7 +90,7 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
     std::vector<BlockSize> sizes;
     sizes.reserve(cover.blocks.size());
     const ChunkCost cost = chunk_cost(model, input);
-    double all = 0, longest = 0;
+    double all = 0, all_busy = 0, longest = 0;
     // Blocks of one draft's path are neighbours. Cut alike, they pass the same keys at the same time, and all but one find them in
     // L2.
     const ForestOrder::Entry* path = nullptr;  // of the blocks from path_begin on
@@ -99,12 +104,15 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
     for (const Block& block : cover.blocks) {
         BlockSize size;
         const ForestOrder::Entry* longest_shared = nullptr;
+        const double held = cost.held(block);
         each_entry(order, block, [&](const ForestOrder::Entry& entry) {
             const std::int64_t own = entry.padded / abi::kChunkTokens;
             if (entry.side_by_side && (longest_shared == nullptr || entry.padded > longest_shared->padded)) longest_shared = &entry;
             size.chunks += own;
-            size.crowded += static_cast<double>(own) * cost(entry, block, 1.0);
-            size.alone += static_cast<double>(own) * cost(entry, block, kAlone);
+            const double crowded = static_cast<double>(own) * cost(entry, block, 1.0, held);
+            size.crowded += crowded;
+            size.alone += static_cast<double>(own) * cost(entry, block, kAlone, held);
+            all_busy += entry.padded > cost.ring_keys ? static_cast<double>(own) * cost(entry, block, 1.0, 0) : crowded;
             size.seen += static_cast<double>(own) *
                          (std::min(entry.request_end, block.request_end) - std::max(entry.request_begin, block.request_begin));
         });
@@ -179,7 +187,7 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
         if (input.aimed != 0) break;
     }
     best.makespan /= microsecond;
-    best.even_share = all * input.kv_heads / workers / microsecond;
+    best.even_share = all_busy * input.kv_heads / workers / microsecond;
     best.sizes = std::move(sizes);
     return best;
 }

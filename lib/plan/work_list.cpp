@@ -235,7 +235,7 @@ void WorkList::build(const ForestOrder& order, const Cover& cover, const CostMod
         const std::int64_t pieces = pieces_of(size.paced, split.item_cost, size.tiles);
         entries_of(order, block, entries);
         // Items of equal cost; each ends with a whole pair of chunks where it can, the last takes what is left.
-        const double share = size.crowded / static_cast<double>(pieces);
+        const double share = size.crowded / static_cast<double>(pieces), held = cost.held(block);
         double room = share;
         std::int64_t piece = 1;
         runs.clear();
@@ -243,7 +243,7 @@ void WorkList::build(const ForestOrder& order, const Cover& cover, const CostMod
             const ForestOrder::Entry& entry = order.entries[e];
             const std::int32_t begin = std::max(entry.request_begin, block.request_begin);
             const std::int32_t end = std::min(entry.request_end, block.request_end);
-            const double each = cost(entry, block, 1.0);
+            const double each = cost(entry, block, 1.0, held);
             for (std::int64_t token = 0; token < entry.tokens;) {
                 std::int64_t fits = chunks_of(entry.tokens - token);
                 if (piece < pieces) {

@@ -34,15 +34,21 @@ struct SplitInput {
     std::int32_t resident_blocks = 1;  // grid
     std::int32_t sms = 1;
     std::int32_t block_kv = 64;
-    std::int32_t unit_rows = 16;  // query rows of the warps that multiply together
-    std::int32_t aimed = 0;       // DecodeConfig::split; 0 = choose
+    std::int32_t unit_rows = 16;   // query rows of the warps that multiply together
+    std::int32_t units = 8;        // of these, a work item
+    std::int32_t ring_keys = 384;  // that the stages of a work item hold
+    std::int32_t aimed = 0;        // DecodeConfig::split; 0 = choose
 };
 
 /// Time of one chunk in a block, in equivalent bytes: of its load, or of the arithmetic of all units of rows that see it.
 struct ChunkCost {
-    double first_read = 0, again = 0, unit = 0;
-    std::int32_t group = 1, unit_rows = 16;
-    double operator()(const ForestOrder::Entry& entry, const Block& block, double bandwidth_share) const;
+    double first_read = 0, again = 0, unit = 0;  // `unit`: while all units multiply
+    std::int32_t group = 1, unit_rows = 16, units = 8, ring_keys = 384;
+    /// What a chunk costs of a run that is longer than the ring, if the rows of one unit see it: the units that share these rows
+    /// multiply alone, as the ring holds nothing for the others.
+    double held(const Block& block) const;
+    /// `held`: of the block; 0 for what the chunk would cost if all units were busy.
+    double operator()(const ForestOrder::Entry& entry, const Block& block, double bandwidth_share, double held) const;
 };
 ChunkCost chunk_cost(const CostModel& model, const SplitInput& input);
 
