@@ -16,6 +16,9 @@ namespace {
 constexpr std::int32_t kChunk = abi::kChunkTokens;
 // From this many prefix keys on a block of rows is arithmetic, not loads.
 constexpr std::int64_t kLongPrefix = 256;
+// From this many on tiles of 128 keys win more in the prefix than they lose in the tree (FST's 1k nodes behind 8k: 1182 to 1074
+// us).
+constexpr std::int64_t kVeryLongPrefix = 4096;
 
 std::string at(std::size_t sequence) { return "sequence " + std::to_string(sequence); }
 
@@ -172,16 +175,22 @@ Shape shape_of_tree(const StaticTree& tree, const DecodeProblem& problem, const 
     return shape;
 }
 
-/// Of `rows` query rows, all heads counted. A long prefix is arithmetic. Else items are short: two blocks an SM, one of which loads
-/// while the other waits; the wide ones, whose rows share more ancestors, where the head dim and the SM allow them and there are
-/// enough of them. FST's 16k nodes on an H100: 805 us with one wide block, 690 with two of four warps, 575 with two wide ones.
-DecodeConfig choose_config(const DecodeProblem& problem, const DecodeConfig& asked, std::int64_t rows, bool long_prefix,
+/// Of `rows` query rows, all heads counted, behind `prefix` keys on average. A long prefix is arithmetic. Else items are short: two
+/// blocks an SM, one of which loads while the other waits; the wide ones, whose rows share more ancestors, where the head dim and
+/// the SM allow them and there are enough of them. FST's 16k nodes on an H100: 805 us with one wide block, 690 with two of four
+/// warps, 575 with two wide ones.
+DecodeConfig choose_config(const DecodeProblem& problem, const DecodeConfig& asked, std::int64_t rows, std::int64_t prefix,
                            const Limits& limits) {
     constexpr int kWide = 8, kSmall = 4, kBlocks = 2;
     std::vector<DecodeConfig> preferred;
-    if (asked.mainloop == Mainloop::choose && long_prefix) {
-        preferred.push_back(asked);
-        preferred.back().mainloop = Mainloop::wgmma;
+    if (asked.mainloop == Mainloop::choose && prefix >= kLongPrefix) {
+        DecodeConfig warpgroups = asked;
+        warpgroups.mainloop = Mainloop::wgmma;
+        if (asked.block_kv == 0 && prefix >= kVeryLongPrefix) {
+            preferred.push_back(warpgroups);
+            preferred.back().block_kv = 128;
+        }
+        preferred.push_back(warpgroups);
     }
     if (asked.mainloop != Mainloop::wgmma && asked.warps == 0 && asked.blocks == 0) {
         const bool many = rows / (kWide * 16) >= std::int64_t{2} * kBlocks * limits.sms;
@@ -216,7 +225,7 @@ std::unique_ptr<DecodePlan::Impl> make_static_plan(const DecodeProblem& asked, s
         requests += count;
     }
     plan->config =
-        choose_config(plan->problem, config, requests * plan->problem.q_heads, prefix_pairs >= kLongPrefix * requests, limits);
+        choose_config(plan->problem, config, requests * plan->problem.q_heads, requests > 0 ? prefix_pairs / requests : 0, limits);
 
     std::map<std::int32_t, Shape> shapes;
     std::int64_t columns = 1, pairs = 0;

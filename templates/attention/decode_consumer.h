@@ -38,15 +38,11 @@ struct DecodeConsumer {
         const abi::Item item = header->item;
         tiles = item.tiles;
         const RowBlocks<Traits> all(item.requests);
-        // Units that share rows are neighbours, and so on different sub-cores: often only one block's rows see what is in the ring.
-        // Where all blocks' rows see it, the units whose turn it is are on different ones too: each block begins its turns with
-        // another unit. Parts are a power of two.
-        const u32 warp = warp_id(), unit = warp / Traits::kUnitWarps, block = unit / all.parts;
-        const u32 blocks = all.blocks == 0 ? 1 : all.blocks;
+        const u32 warp = warp_id(), unit = warp / Traits::kUnitWarps, blocks = all.blocks == 0 ? 1 : all.blocks;
         rows.parts = all.parts;
         rows.row_end = all.rows;
-        rows.row_block = (block < blocks ? block : 0) * Traits::kUnitWarps + warp % Traits::kUnitWarps;
-        rows.part = block < blocks ? (unit - block * all.parts / 4) & (all.parts - 1) : kIdle;
+        rows.row_block = unit % blocks * Traits::kUnitWarps + warp % Traits::kUnitWarps;
+        rows.part = unit / blocks < all.parts ? unit / blocks : kIdle;
         rows.first_row = rows.row_block / Traits::kUnitWarps * Traits::kUnitWarps * 16;
         if constexpr (Traits::KvElement::kScaled)
             rows.score = typename Traits::Score(params.scale_log2 * bits_f32(header->items), params.softcap_log2);
