@@ -71,31 +71,59 @@ void WorkList::build_masks(const ForestOrder& order, std::int64_t words, std::si
     }
 }
 
-void WorkList::emit_run(const ForestOrder& order, const Run& run, std::int64_t first_chunk, std::int64_t count,
-                        std::int32_t hull_begin, std::int32_t group) {
-    const ForestOrder::Entry& entry = order.entries[run.entry];
-    abi::Chunk chunk = {.position = static_cast<std::uint32_t>(entry.kv_begin + run.token_begin + first_chunk * kChunk),
-                        .row_begin = static_cast<std::uint16_t>((run.request_begin - hull_begin) * group),
-                        .row_end = static_cast<std::uint16_t>((run.request_end - hull_begin) * group),
-                        .tokens = kChunk,
-                        .tile_rows = 0};
-    abi::Chunk* const first = end_;
-    for (std::int64_t c = 0; c < count; ++c, chunk.position += kChunk) *end_++ = chunk;
-    const bool last = first_chunk + count == chunks_of(run.tokens);
-    if (last) end_[-1].tokens = static_cast<std::uint32_t>(run.tokens - (first_chunk + count - 1) * kChunk);
-    if (entry.mask != nullptr) {
-        abi::Chunk* kept = first;
-        for (std::int64_t c = 0; c < count; ++c) {
-            *kept = first[c];
-            kept += apply_mask(*kept, *entry.mask, run.token_begin / kChunk + first_chunk + c,
-                               run.request_begin - entry.request_begin, group);
-        }
-        std::fill(kept, end_, abi::Chunk{});
-        end_ = kept;
-    } else if (last && run.ends) {
-        last_chunks_.push_back({static_cast<std::uint32_t>(end_ - chunks.data() - 1), last_of_node_[entry.node]});
-        last_of_node_[entry.node] = static_cast<std::int32_t>(last_chunks_.size() - 1);
+void WorkList::begin_run(const ForestOrder& order, Stream& stream, std::int32_t hull_begin, std::int32_t group) {
+    const Run& run = *stream.runs[stream.run];
+    stream.entry = &order.entries[run.entry];
+    stream.chunk = 0;
+    stream.left = chunks_of(run.tokens);
+    stream.next = {.position = static_cast<std::uint32_t>(stream.entry->kv_begin + run.token_begin),
+                   .row_begin = static_cast<std::uint16_t>((run.request_begin - hull_begin) * group),
+                   .row_end = static_cast<std::uint16_t>((run.request_end - hull_begin) * group),
+                   .tokens = kChunk,
+                   .tile_rows = 0};
+}
+
+/// Of a run whose last chunk has been written.
+void WorkList::finish_run(const Stream& stream) {
+    const Run& run = *stream.runs[stream.run];
+    end_[-1].tokens = static_cast<std::uint32_t>(run.tokens - (chunks_of(run.tokens) - 1) * kChunk);
+    if (!run.ends || stream.entry->mask != nullptr) return;
+    last_chunks_.push_back({static_cast<std::uint32_t>(end_ - chunks.data() - 1), last_of_node_[stream.entry->node]});
+    last_of_node_[stream.entry->node] = static_cast<std::int32_t>(last_chunks_.size() - 1);
+}
+
+/// Of the `count` chunks at `first`, the last written, those stay that some row sees.
+void WorkList::mask_chunks(const Stream& stream, abi::Chunk* first, std::int64_t count, std::int32_t group) {
+    const Run& run = *stream.runs[stream.run];
+    abi::Chunk* kept = first;
+    for (std::int64_t c = 0; c < count; ++c) {
+        *kept = first[c];
+        kept += apply_mask(*kept, *stream.entry->mask, run.token_begin / kChunk + stream.chunk + c,
+                           run.request_begin - stream.entry->request_begin, group);
     }
+    std::fill(kept, end_, abi::Chunk{});
+    end_ = kept;
+}
+
+inline std::int64_t WorkList::take(const ForestOrder& order, Stream& stream, std::int64_t room, std::int32_t hull_begin,
+                                   std::int32_t group) {
+    const std::int64_t asked = room;
+    while (room > 0 && stream.left > 0) {
+        const std::int64_t count = std::min(room, stream.left);
+        abi::Chunk* const first = end_;
+        abi::Chunk chunk = stream.next;  // a copy: what is written could be the stream's, for all that the compiler knows
+        abi::Chunk* to = first;
+        for (std::int64_t c = 0; c < count; ++c, chunk.position += kChunk) *to++ = chunk;
+        end_ = to;
+        stream.next = chunk;
+        if (count == stream.left) finish_run(stream);
+        if (stream.entry->mask != nullptr) mask_chunks(stream, first, count, group);
+        room -= count;
+        stream.chunk += count;
+        stream.left -= count;
+        if (stream.left == 0 && ++stream.run < stream.runs.size()) begin_run(order, stream, hull_begin, group);
+    }
+    return asked - room;
 }
 
 void WorkList::emit_item(const ForestOrder& order, std::span<const Run> runs, const SplitInput& input) {
@@ -126,39 +154,29 @@ void WorkList::emit_item(const ForestOrder& order, std::span<const Run> runs, co
         const std::size_t queue = static_cast<std::size_t>((run.request_begin - begin) * group / unit_rows) % kQueues;
         const bool shared = !narrow && (entry.request_begin < run.request_begin || entry.request_end > run.request_end);
         Stream& stream = streams_[shared ? kShared : narrow ? kNarrow + queue : kOwn];
-        if (stream.runs.empty()) stream.left = chunks_of(run.tokens);
         stream.runs.push_back(&run);
+        if (stream.runs.size() == 1) begin_run(order, stream, begin, group);
         (shared ? everyones : own) += chunks_of(run.tokens);
     }
-    const auto take = [&](Stream& stream, std::int64_t room) {
-        const std::int64_t asked = room;
-        while (room > 0 && stream.left > 0) {
-            const std::int64_t count = std::min(room, stream.left);
-            emit_run(order, *stream.runs[stream.run], stream.chunk, count, begin, group);
-            room -= count;
-            stream.chunk += count;
-            stream.left -= count;
-            if (stream.left > 0 || ++stream.run == stream.runs.size()) continue;
-            stream.chunk = 0;
-            stream.left = chunks_of(stream.runs[stream.run]->tokens);
-        }
-        return asked - room;
-    };
     std::int64_t shared_done = 0, own_done = 0;
+    const auto from = [&](std::size_t stream, std::int64_t room) { return take(order, streams_[stream], room, begin, group); };
+    // in_tile and turn are powers of two.
+    const auto left_of = [&](std::int64_t step) { return step - ((end_ - first) & (step - 1)); };
+    const std::int64_t step = static_cast<std::int64_t>(in_tile);
     for (std::size_t queue = 0; shared_done < everyones || own_done < own;) {
         // Turns end where a tile, or a pair, ends. (Two tiles a turn lost 4 % on FT5.)
         const bool shared_turn = own_done == own || (shared_done < everyones && shared_done * own <= own_done * everyones);
         const bool alone = shared_turn ? own_done == own : shared_done == everyones;
-        // in_tile and turn are powers of two.
-        const std::int64_t written = end_ - first, step = static_cast<std::int64_t>(in_tile);
         if (shared_turn) {
-            shared_done += take(streams_[kShared], alone ? everyones : step - (written & (step - 1)));
-        } else if (const std::int64_t taken = take(streams_[kOwn], alone ? own : step - (written & (step - 1))); taken > 0) {
-            own_done += taken;
+            shared_done += from(kShared, alone ? everyones : left_of(step));
+        } else if (streams_[kOwn].left > 0) {
+            own_done += from(kOwn, alone ? own : left_of(step));
         } else {
-            while (streams_[kNarrow + queue].left == 0) queue = (queue + 1) % kQueues;
-            own_done += take(streams_[kNarrow + queue], turn - (written & (turn - 1)));
-            queue = (queue + 1) % kQueues;
+            do {
+                while (streams_[kNarrow + queue].left == 0) queue = (queue + 1) % kQueues;
+                own_done += from(kNarrow + queue, left_of(turn));
+                queue = (queue + 1) % kQueues;
+            } while (alone && own_done < own);
         }
     }
     const std::size_t tiles = (static_cast<std::size_t>(end_ - first) + in_tile - 1) / in_tile;

@@ -127,15 +127,20 @@ private:
         bool ends;  // holds the entry's last token
     };
     void emit_item(const ForestOrder& order, std::span<const Run> runs, const SplitInput& input);
-    void emit_run(const ForestOrder& order, const Run& run, std::int64_t first_chunk, std::int64_t count, std::int32_t hull_begin,
-                  std::int32_t group);
     void resolve_slots(const ForestOrder& order);
 
     struct Stream {  // runs of one item, written in order, and where the next chunk comes from
         std::vector<const Run*> runs;
         std::size_t run = 0;
         std::int64_t chunk = 0, left = 0;  // in that run; left = 0: no run is left
+        abi::Chunk next{};                 // as it is if it is not the run's last and nothing masks it
+        const ForestOrder::Entry* entry = nullptr;
     };
+    void begin_run(const ForestOrder& order, Stream& stream, std::int32_t hull_begin, std::int32_t group);
+    /// Writes up to `room` chunks of a stream; how many they were.
+    std::int64_t take(const ForestOrder& order, Stream& stream, std::int64_t room, std::int32_t hull_begin, std::int32_t group);
+    void finish_run(const Stream& stream);
+    void mask_chunks(const Stream& stream, abi::Chunk* first, std::int64_t count, std::int32_t group);
     static constexpr std::size_t kQueues = 8;  // row blocks of a work item
     static constexpr std::size_t kShared = 0, kOwn = 1, kNarrow = 2;
     Stream streams_[kNarrow + kQueues];
