@@ -134,8 +134,9 @@ private:
     const std::int32_t group_;
 };
 
-/// The blocks depth first, a block's parent being the one that holds the last of its rows' ancestors before them: half of what
-/// FST's trees read are ancestors, and in the order of rows L2 has lost them by then (a level of all heads is hundreds of MB).
+/// The blocks depth first, a block's parent being the one that holds the last of its rows' ancestors before them: a third of the
+/// keys that FST's trees read are ancestors, and in the order of rows L2 has lost them by then (a level of all heads is hundreds of
+/// MB).
 std::vector<std::int32_t> depth_first(const std::vector<Shape::Rows>& blocks, std::int32_t capacity) {
     const std::int32_t count = static_cast<std::int32_t>(blocks.size());
     std::vector<std::int32_t> first_child(blocks.size() + 1, -1), next(blocks.size(), -1);  // the last place: of those without
