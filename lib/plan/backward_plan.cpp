@@ -113,19 +113,19 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
             },
             by_rows, bundles > 1);
     };
-    const bool whole_groups = options.deterministic || pack.dfs_arrays();
-    if (whole_groups && asked_heads != 0 && asked_heads != group)
-        raise(ErrorCode::kInvalidProblem, "heads " + std::to_string(asked_heads) + " of a group of " + std::to_string(group) +
-                                              " in a work item were asked for " +
-                                              (options.deterministic ? "in a fixed order" : "over a pack with dfs_arrays") +
-                                              ", where items walk the whole group. Leave PackedConfig::heads 0");
-    // Several items add to each block, so that none may go without a slot.
-    if (const std::int64_t key_blocks = (pack.keys() + plan->config.block_kv - 1) / plan->config.block_kv;
-        asked_heads != 0 && asked_heads != group && key_blocks >= abi::KeyBlock::kNoSlot)
-        raise(ErrorCode::kInvalidProblem, "heads " + std::to_string(asked_heads) + " of a group of " + std::to_string(group) +
-                                              " in a work item were asked for over " + std::to_string(key_blocks) +
-                                              " blocks of keys; there are sums for fewer than " +
-                                              std::to_string(abi::KeyBlock::kNoSlot) + ". Leave PackedConfig::heads 0");
+    if (asked_heads != 0 && asked_heads != group) {
+        const auto refuse = [&](const std::string& where) {
+            raise(ErrorCode::kInvalidProblem, "heads " + std::to_string(asked_heads) + " of a group of " + std::to_string(group) +
+                                                  " in a work item were asked for " + where + ". Leave PackedConfig::heads 0");
+        };
+        if (options.deterministic) refuse("in a fixed order, where items walk the whole group");
+        if (pack.dfs_arrays()) refuse("over a pack with dfs_arrays, where items walk the whole group");
+        // Several items add to each block, so that none may go without a slot.
+        const std::int64_t key_blocks = (pack.keys() + plan->config.block_kv - 1) / plan->config.block_kv;
+        if (key_blocks >= abi::KeyBlock::kNoSlot)
+            refuse("over " + std::to_string(key_blocks) + " blocks of keys; there are sums for fewer than " +
+                   std::to_string(abi::KeyBlock::kNoSlot));
+    }
     bool by_rows = options.deterministic;
     build(by_rows, asked_heads == 0 ? 1 : group / asked_heads);
     // What comes of arrays is known on the device alone: neither which blocks are short nor which rows they share.

@@ -66,7 +66,7 @@ NodeChunks node_chunks(const StaticTree::Block& block, std::int32_t rows, std::i
         chunk.begin = static_cast<std::int32_t>(end - last[end]), chunk.count = static_cast<std::int32_t>(last[end]);
         chunk.row_begin = rows;
         for (std::size_t i = end - last[end]; i < end; ++i) {
-            chunk.row_begin = std::min(chunk.row_begin, seen[i].row_begin),
+            chunk.row_begin = std::min(chunk.row_begin, seen[i].row_begin);
             chunk.row_end = std::max(chunk.row_end, seen[i].row_end);
             chunk.masked = chunk.masked || seen[i].some >= 0;
         }

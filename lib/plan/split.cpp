@@ -30,8 +30,8 @@ constexpr int kFitSteps = 12;
 }  // namespace
 
 double ChunkCost::held(const Block& block) const {
-    const std::int32_t with_rows = ((block.request_end - block.request_begin) * group + unit_rows - 1) / unit_rows;
-    return unit * units / std::max(1, units / std::max(1, with_rows));
+    const std::int32_t with_rows = std::max(1, units_of(block.request_end - block.request_begin));
+    return unit * units / std::max(1, units / with_rows);
 }
 
 double ChunkCost::operator()(const ForestOrder::Entry& entry, const Block& block, double bandwidth_share, double held) const {
@@ -42,8 +42,7 @@ double ChunkCost::operator()(const ForestOrder::Entry& entry, const Block& block
     double load = entry.request_begin >= block.request_begin ? first_read : again;
     if (entry.side_by_side)
         load = again + (first_read - again) * requests / static_cast<double>(entry.request_end - entry.request_begin);
-    const std::int32_t seeing = (requests * group + unit_rows - 1) / unit_rows;
-    return std::max({load * bandwidth_share, seeing * unit, entry.padded > ring_keys ? held : 0});
+    return std::max({load * bandwidth_share, units_of(requests) * unit, entry.padded > ring_keys ? held : 0});
 }
 
 ChunkCost chunk_cost(const CostModel& model, const SplitInput& input) {
@@ -62,10 +61,8 @@ RowLoad row_load(const ForestOrder& order, const CostModel& model, const SplitIn
     double loads = 0, arithmetic = 0, tiles = 0;
     for (const ForestOrder::Entry& entry : order.entries) {
         const double chunks = static_cast<double>(entry.padded) / abi::kChunkTokens;
-        const std::int32_t seeing =
-            ((entry.request_end - entry.request_begin) * input.group + input.unit_rows - 1) / input.unit_rows;
         loads += chunks * cost.first_read;
-        arithmetic += chunks * seeing * cost.unit;
+        arithmetic += chunks * cost.units_of(entry.request_end - entry.request_begin) * cost.unit;
         const std::int32_t blocks = ((entry.request_end - entry.request_begin) * input.group + 63) / 64;
         tiles += chunks * abi::kChunkTokens / input.block_kv * blocks * input.kv_heads;
     }

@@ -44,6 +44,7 @@ struct Shape {
         NodeChunks ancestors;
         std::vector<std::uint8_t> self;  // of each row, whether it sees itself
     };
+    std::int32_t capacity = 0;  // rows of a block, but for the last
     std::vector<Rows> blocks;
     std::vector<std::int32_t> order;  // of the blocks, in which a block follows soon on one that holds its rows' ancestors
     std::int64_t pairs = 0;           // (row, key of the tree)
@@ -59,11 +60,9 @@ public:
     }
 
     void add(const StaticTreeSequence& sequence, const Shape& shape, std::int32_t rows) {
-        const std::int32_t capacity =
-            static_cast<std::int32_t>(abi::decode_block_q(shape_of(plan_.problem, plan_.config))) / group_;
         for (const std::int32_t index : shape.order) {
-            const std::int32_t begin = index * capacity;
-            add_item(sequence, shape.blocks[static_cast<std::size_t>(index)], begin, std::min(begin + capacity, rows));
+            const std::int32_t begin = index * shape.capacity;
+            add_item(sequence, shape.blocks[static_cast<std::size_t>(index)], begin, std::min(begin + shape.capacity, rows));
         }
     }
 
@@ -137,13 +136,14 @@ private:
 /// The blocks depth first, a block's parent being the one that holds the last of its rows' ancestors before them: a third of the
 /// keys that FST's trees read are ancestors, and in the order of rows L2 has lost them by then (a level of all heads is hundreds of
 /// MB).
-std::vector<std::int32_t> depth_first(const std::vector<Shape::Rows>& blocks, std::int32_t capacity) {
+std::vector<std::int32_t> depth_first(const Shape& shape) {
+    const std::vector<Shape::Rows>& blocks = shape.blocks;
     const std::int32_t count = static_cast<std::int32_t>(blocks.size());
     std::vector<std::int32_t> first_child(blocks.size() + 1, -1), next(blocks.size(), -1);  // the last place: of those without
     for (std::int32_t b = count - 1; b >= 0; --b) {
         const std::vector<std::int32_t>& nodes = blocks[static_cast<std::size_t>(b)].ancestors.nodes;
-        const auto before = std::lower_bound(nodes.begin(), nodes.end(), b * capacity);
-        const std::int32_t parent = before == nodes.begin() ? count : before[-1] / capacity;
+        const auto before = std::lower_bound(nodes.begin(), nodes.end(), b * shape.capacity);
+        const std::int32_t parent = before == nodes.begin() ? count : before[-1] / shape.capacity;
         next[static_cast<std::size_t>(b)] = first_child[static_cast<std::size_t>(parent)];
         first_child[static_cast<std::size_t>(parent)] = b;
     }
@@ -159,20 +159,19 @@ std::vector<std::int32_t> depth_first(const std::vector<Shape::Rows>& blocks, st
     return order;
 }
 
-Shape shape_of_tree(const StaticTree& tree, const DecodeProblem& problem, const DecodeConfig& config) {
-    const std::int32_t group = group_of(problem);
-    const std::int32_t capacity = static_cast<std::int32_t>(abi::decode_block_q(shape_of(problem, config))) / group;
-    const std::int32_t unit_rows = config.mainloop == Mainloop::wgmma ? 64 : 16;
+Shape shape_of_tree(const StaticTree& tree, const DecodePlan::Impl& plan) {
+    const SplitInput input = plan.split_input();
     Shape shape;
+    shape.capacity = static_cast<std::int32_t>(abi::decode_block_q(shape_of(plan.problem, plan.config))) / input.group;
     StaticTree::Block block;
-    for (std::int32_t begin = 0; begin < tree.rows(); begin += capacity) {
-        const std::int32_t rows = std::min(capacity, tree.rows() - begin);
+    for (std::int32_t begin = 0; begin < tree.rows(); begin += shape.capacity) {
+        const std::int32_t rows = std::min(shape.capacity, tree.rows() - begin);
         tree.block(begin, begin + rows, block);
         shape.pairs += std::ssize(block.all) * rows + std::count(block.self.begin(), block.self.end(), 1);
         for (const std::uint32_t word : block.bits) shape.pairs += std::popcount(word);
-        shape.blocks.push_back({node_chunks(block, rows, group, unit_rows), block.self});
+        shape.blocks.push_back({node_chunks(block, rows, input.group, input.unit_rows), block.self});
     }
-    shape.order = depth_first(shape.blocks, capacity);
+    shape.order = depth_first(shape);
     return shape;
 }
 
@@ -232,7 +231,7 @@ std::unique_ptr<DecodePlan::Impl> make_static_plan(const DecodeProblem& asked, s
     std::int64_t columns = 1, pairs = 0;
     for (const StaticTreeSequence& sequence : sequences) {
         const auto [shape, fresh] = shapes.try_emplace(sequence.tree);
-        if (fresh) shape->second = shape_of_tree(trees[static_cast<std::size_t>(sequence.tree)], plan->problem, plan->config);
+        if (fresh) shape->second = shape_of_tree(trees[static_cast<std::size_t>(sequence.tree)], *plan);
         for (const Shape::Rows& block : shape->second.blocks) columns = std::max(columns, columns_of(block));
         pairs += shape->second.pairs;
     }

@@ -74,7 +74,6 @@ void WorkList::build_masks(const ForestOrder& order, std::int64_t words, std::si
 void WorkList::begin_run(const ForestOrder& order, Stream& stream, std::int32_t hull_begin, std::int32_t group) {
     const Run& run = *stream.runs[stream.run];
     stream.entry = &order.entries[run.entry];
-    stream.chunk = 0;
     stream.left = chunks_of(run.tokens);
     stream.next = {.position = static_cast<std::uint32_t>(stream.entry->kv_begin + run.token_begin),
                    .row_begin = static_cast<std::uint16_t>((run.request_begin - hull_begin) * group),
@@ -95,11 +94,11 @@ void WorkList::finish_run(const Stream& stream) {
 /// Of the `count` chunks at `first`, the last written, those stay that some row sees.
 void WorkList::mask_chunks(const Stream& stream, abi::Chunk* first, std::int64_t count, std::int32_t group) {
     const Run& run = *stream.runs[stream.run];
+    const std::int64_t column = run.token_begin / kChunk + chunks_of(run.tokens) - stream.left;  // of the first chunk
     abi::Chunk* kept = first;
     for (std::int64_t c = 0; c < count; ++c) {
         *kept = first[c];
-        kept += apply_mask(*kept, *stream.entry->mask, run.token_begin / kChunk + stream.chunk + c,
-                           run.request_begin - stream.entry->request_begin, group);
+        kept += apply_mask(*kept, *stream.entry->mask, column + c, run.request_begin - stream.entry->request_begin, group);
     }
     std::fill(kept, end_, abi::Chunk{});
     end_ = kept;
@@ -119,7 +118,6 @@ inline std::int64_t WorkList::take(const ForestOrder& order, Stream& stream, std
         if (count == stream.left) finish_run(stream);
         if (stream.entry->mask != nullptr) mask_chunks(stream, first, count, group);
         room -= count;
-        stream.chunk += count;
         stream.left -= count;
         if (stream.left == 0 && ++stream.run < stream.runs.size()) begin_run(order, stream, hull_begin, group);
     }
@@ -146,7 +144,7 @@ void WorkList::emit_item(const ForestOrder& order, std::span<const Run> runs, co
     const std::int32_t group = input.group, unit_rows = input.unit_rows;
     const std::int64_t turn = unit_rows > 16 ? static_cast<std::int64_t>(in_tile) : kPair;
     const bool one_unit = (end - begin) * group <= unit_rows;
-    for (Stream& stream : streams_) stream.runs.clear(), stream.run = 0, stream.chunk = 0, stream.left = 0;
+    for (Stream& stream : streams_) stream.runs.clear(), stream.run = 0, stream.left = 0;
     std::int64_t everyones = 0, own = 0;  // chunks
     for (const Run& run : runs) {
         const ForestOrder::Entry& entry = order.entries[run.entry];

@@ -44,6 +44,7 @@ struct SplitInput {
 struct ChunkCost {
     double first_read = 0, again = 0, unit = 0;  // `unit`: while all units multiply
     std::int32_t group = 1, unit_rows = 16, units = 8, ring_keys = 384;
+    std::int32_t units_of(std::int32_t requests) const { return (requests * group + unit_rows - 1) / unit_rows; }
     /// What a chunk costs of a run that is longer than the ring, if the rows of one unit see it: the units that share these rows
     /// multiply alone, as the ring holds nothing for the others.
     double held(const Block& block) const;
@@ -132,8 +133,8 @@ private:
     struct Stream {  // runs of one item, written in order, and where the next chunk comes from
         std::vector<const Run*> runs;
         std::size_t run = 0;
-        std::int64_t chunk = 0, left = 0;  // in that run; left = 0: no run is left
-        abi::Chunk next{};                 // as it is if it is not the run's last and nothing masks it
+        std::int64_t left = 0;  // chunks of that run; 0: no run is left
+        abi::Chunk next{};      // as it is if it is not the run's last and nothing masks it
         const ForestOrder::Entry* entry = nullptr;
     };
     void begin_run(const ForestOrder& order, Stream& stream, std::int32_t hull_begin, std::int32_t group);

@@ -54,7 +54,7 @@ public:
           group_(static_cast<std::uint32_t>(group_of(plan.problem))),
           warpgroups_(plan.config.mainloop == Mainloop::wgmma),
           unit_rows_(static_cast<std::uint32_t>(plan.split_input().unit_rows)),
-          units_(static_cast<std::uint32_t>(plan.config.warps) / (warpgroups_ ? 4 : 1)),
+          units_(static_cast<std::uint32_t>(plan.split_input().units)),
           in_tile_(static_cast<std::size_t>(plan.config.block_kv) / abi::kChunkTokens),
           in_step_(warpgroups_ ? in_tile_ : 2) {}
 
