@@ -14,9 +14,10 @@ struct alignas(16) Chunk {
     unsigned short row_begin;  // row_begin == row_end: padding, nothing is loaded
     unsigned short row_end;
     unsigned tokens;  // valid keys, 1..16 (0 for padding); in a kernel with masks also kMasked and mask column
-    // Of its tile, row_begin | row_end << 16 like the two above. A tile's first chunk: rows that see every key of the tile (none if
-    // one is not there). Its second: the hull of the rows that see some.
-    unsigned tile_rows;
+    // Of its tile, in the first two of the tile's chunks. For units of 64 rows, row_begin | row_end << 16 like the two above: rows
+    // that see every key of the tile (none if one is not there), then the hull of those that see some. For units of 16 rows, low
+    // word first: bit `unit * chunks of a tile + chunk` says that some row of the unit sees the chunk.
+    unsigned tile_word;
 };
 
 /// In a kernel with masks. Chunk::tokens of a chunk that has one: of its rows, each sees the keys whose bit is set in its request's

@@ -70,10 +70,10 @@ RowLoad row_load(const ForestOrder& order, const CostModel& model, const SplitIn
     return {.rows = rows / input.sms, .tiles = tiles / input.sms, .arithmetic_to_loads = loads > 0 ? arithmetic / loads : 0};
 }
 
-bool RowLoad::heavy() const {
-    constexpr double kRows = 48, kTiles = 16, kArithmeticToLoads = 0.25;
+bool RowLoad::heavy(bool drafts) const {
+    constexpr double kRows = 48, kTiles = 16, kOfForests = 1.0, kOfDrafts = 0.25;
     // Few rows over many keys fill the chip as well, each SM with a part of the keys.
-    return (rows >= kRows || tiles >= kTiles) && arithmetic_to_loads > kArithmeticToLoads;
+    return (rows >= kRows || tiles >= kTiles) && arithmetic_to_loads > (drafts ? kOfDrafts : kOfForests);
 }
 
 bool RowLoad::very_heavy() const {

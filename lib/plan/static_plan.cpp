@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "plan/node_chunks.h"
+#include "plan/tile_words.h"
 #include "plan/tiles.h"
 
 namespace sapwood {
@@ -55,7 +56,8 @@ std::int64_t columns_of(const Shape::Rows& block) { return block.ancestors.maske
 
 class Builder {
 public:
-    Builder(DecodePlan::Impl& plan, std::int64_t rows_of_q) : plan_(plan), list_(plan.list), group_(group_of(plan.problem)) {
+    Builder(DecodePlan::Impl& plan, std::int64_t rows_of_q)
+        : plan_(plan), list_(plan.list), group_(group_of(plan.problem)), unit_rows_(plan.split_input().unit_rows) {
         list_.mask_rows = rows_of_q;
     }
 
@@ -98,7 +100,7 @@ private:
         const std::size_t chunks = list_.chunks.size() - item.chunk_begin;
         item.tiles = static_cast<std::uint32_t>((chunks + in_tile - 1) / in_tile);
         list_.chunks.resize(item.chunk_begin + item.tiles * in_tile);
-        for (std::uint32_t t = 0; t < item.tiles; ++t) summarise({list_.chunks.data() + item.chunk_begin + t * in_tile, in_tile});
+        set_tile_words({list_.chunks.data() + item.chunk_begin, item.tiles * in_tile}, in_tile, unit_rows_);
         list_.items.push_back(item);
     }
 
@@ -109,7 +111,7 @@ private:
                                 .row_begin = static_cast<std::uint16_t>(begin * group_),
                                 .row_end = static_cast<std::uint16_t>(end * group_),
                                 .tokens = static_cast<std::uint32_t>(tokens) | flags,
-                                .tile_rows = 0});
+                                .tile_word = 0});
     }
 
     /// Nodes that are neighbours need no list.
@@ -130,7 +132,7 @@ private:
 
     DecodePlan::Impl& plan_;
     WorkList& list_;
-    const std::int32_t group_;
+    const std::int32_t group_, unit_rows_;
 };
 
 /// The blocks depth first, a block's parent being the one that holds the last of its rows' ancestors before them: a third of the

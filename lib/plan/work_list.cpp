@@ -5,6 +5,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "plan/tile_words.h"
+
 namespace sapwood {
 namespace {
 
@@ -43,20 +45,6 @@ bool apply_mask(abi::Chunk& chunk, const DraftMask& mask, std::int64_t column, s
 
 }  // namespace
 
-void summarise(std::span<abi::Chunk> tile) {
-    std::uint32_t all_begin = 0, all_end = 0xffff, some_begin = 0xffff, some_end = 0;
-    for (const abi::Chunk& chunk : tile) {
-        const bool whole = chunk.tokens == abi::kChunkTokens;
-        all_begin = std::max<std::uint32_t>(all_begin, chunk.row_begin);
-        all_end = whole ? std::min<std::uint32_t>(all_end, chunk.row_end) : 0;
-        if (chunk.row_begin == chunk.row_end) continue;
-        some_begin = std::min<std::uint32_t>(some_begin, chunk.row_begin);
-        some_end = std::max<std::uint32_t>(some_end, chunk.row_end);
-    }
-    tile[0].tile_rows = all_begin < all_end ? all_begin | all_end << 16 : 0;
-    tile[1].tile_rows = some_begin < some_end ? some_begin | some_end << 16 : 0;
-}
-
 void WorkList::build_masks(const ForestOrder& order, std::int64_t words, std::size_t rows) {
     mask_words = words;
     mask_rows = static_cast<std::int64_t>(rows);
@@ -79,7 +67,7 @@ void WorkList::begin_run(const ForestOrder& order, Stream& stream, std::int32_t 
                    .row_begin = static_cast<std::uint16_t>((run.request_begin - hull_begin) * group),
                    .row_end = static_cast<std::uint16_t>((run.request_end - hull_begin) * group),
                    .tokens = kChunk,
-                   .tile_rows = 0};
+                   .tile_word = 0};
 }
 
 /// Of a run whose last chunk has been written.
@@ -180,7 +168,7 @@ void WorkList::emit_item(const ForestOrder& order, std::span<const Run> runs, co
     const std::size_t tiles = (static_cast<std::size_t>(end_ - first) + in_tile - 1) / in_tile;
     end_ = chunks.data() + item.chunk_begin + tiles * in_tile;  // what lies between is zero: padding
     item.tiles = static_cast<std::uint32_t>(tiles);
-    for (std::size_t t = 0; t < tiles; ++t) summarise({chunks.data() + item.chunk_begin + t * in_tile, in_tile});
+    set_tile_words({chunks.data() + item.chunk_begin, tiles * in_tile}, in_tile, unit_rows);
 
     // A request inside the hull that sees none of the runs has no part here.
     const std::size_t base = requests.size();

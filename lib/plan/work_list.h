@@ -61,8 +61,9 @@ std::int64_t pieces_of(double block_cost, double item_cost, std::int64_t tiles);
 struct RowLoad {
     double rows = 0, tiles = 0, arithmetic_to_loads = 0;
     /// Of single warps. Work for warpgroups: enough query rows to fill their 64, and more arithmetic than hides behind the loads.
-    /// From the 45 FastTree cases on an H100: right by more than 2 % in all but three, which a tuned config can name.
-    bool heavy() const;
+    /// Less of it suffices where rows see the same keys, as those of drafts do. From the 45 FastTree cases and spec.json's short
+    /// list on an H100: of 85, two lose more than 3 % against the other loop (6 and 7 %).
+    bool heavy(bool drafts) const;
     /// Of warpgroups with 64 keys. Work for their tiles of 128 keys, if most rows see whole tiles. From the row-heavy cases of
     /// spec.json on an H100.
     bool very_heavy() const;
@@ -77,10 +78,6 @@ struct WorkCounts {
     std::int64_t mask_rows = 0, mask_words = 0;  // rows of Q, words each; 0 without masks
     std::int64_t gather = 0;
 };
-
-/// Fills in abi::Chunk::tile_rows of one tile. A chunk that is patched later is not whole now: its tile is never called seen
-/// entirely, which is slower at most.
-void summarise(std::span<abi::Chunk> tile);
 
 /// Items, requests and chunks, host side. Growth inside the last chunk of a node is patched through last_chunks.
 class WorkList {

@@ -22,7 +22,6 @@ struct DecodeConsumer {
         (Traits::kMoveRegisters && !Traits::kFewRegisters) || (Traits::kWarps == 4 && Traits::kBlocks == 1);
     RowTargets<Traits> targets;
     u32 tiles = 0;
-    static constexpr u32 kIdle = ~0u;  // the part of a unit beyond row blocks * parts
 
     SAPWOOD_DEVICE DecodeConsumer(const abi::DecodeParams& p, const DecodeShared<Traits>& s) : params(p), shared(s), rows(p, s) {}
 
@@ -42,7 +41,7 @@ struct DecodeConsumer {
         rows.parts = all.parts;
         rows.row_end = all.rows;
         rows.row_block = unit % blocks * Traits::kUnitWarps + warp % Traits::kUnitWarps;
-        rows.part = unit / blocks < all.parts ? unit / blocks : kIdle;
+        rows.part = unit / blocks < all.parts ? unit / blocks : Products::kIdle;
         rows.first_row = rows.row_block / Traits::kUnitWarps * Traits::kUnitWarps * 16;
         if constexpr (Traits::KvElement::kScaled)
             rows.score = typename Traits::Score(params.scale_log2 * bits_f32(header->items), params.softcap_log2);

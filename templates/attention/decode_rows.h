@@ -30,7 +30,8 @@ struct DecodeRows {
     u32 query[Traits::kQueryInRegisters ? kSteps : 1][4];
     // Of the item: this warp's block of 16 rows, and its turn among the `parts` units that share the rows.
     u32 row_block = 0, part = 0, parts = 1;
-    u32 first_row = 0;  // of the unit
+    static constexpr u32 kIdle = 1u << 31;  // the part of a unit beyond row blocks * parts
+    u32 first_row = 0;                      // of the unit
     // Of this lane's two rows, where their mask words begin, if they are read from global memory.
     const u32* masks[2] = {};
     u32 row_end = 0;  // of the item's rows; those behind are of no consequence

@@ -38,68 +38,61 @@ struct WarpProducts : DecodeRows<Traits> {
         u32 turn = 0;
         for (u32 tile = 0; tile < tiles; ++tile) {
             this->shared.ring.wait_full(at);
-            if constexpr (Traits::kMask) {
-                attend_seen(at.stage, turn);
-            } else {
-                attend_neighbours(at.stage, turn);
-            }
+            attend_tile(at.stage, turn);
             this->release(at.stage);
             at.advance();
         }
     }
 
 private:
-    /// Chunks, or pairs of them, go round the warps that share a row block; `turn` counts those of the item.
-    SAPWOOD_DEVICE void attend_neighbours(u32 stage, u32& turn) {
-        for (u32 pair = 0; pair < Traits::kChunks / 2; ++pair) {
-            if (!my_turn(turn)) continue;
-            const u32 index[2] = {pair * 2, pair * 2 + 1};
-            const ChunkView chunks[2] = {this->chunk(stage, index[0]), this->chunk(stage, index[1])};
-            const bool first = sees(chunks[0]), second = sees(chunks[1]);
-            if (kPairs && first && second) {
-                attend<2>(stage, index, chunks);
-                continue;
-            }
-            SAPWOOD_NO_UNROLL for (u32 c = 0; c < 2; ++c) {
-                if (c == 0 ? !first : !second) continue;
-                const u32 only_index[1] = {pair * 2 + c};
-                const ChunkView only[1] = {c == 0 ? chunks[0] : chunks[1]};
-                attend<1>(stage, only_index, only);
-            }
-        }
-    }
+    static constexpr u32 kAtOnce = kPairs ? 2 : 1;
+    static_assert((Traits::kWarps & (Traits::kWarps - 1)) == 0);  // so that `parts` is a power of two
 
-    /// The same where the rows of a block see different chunks, as those of trees do: pairs of those that this warp's rows see,
-    /// wherever in the tile they are.
-    SAPWOOD_DEVICE void attend_seen(u32 stage, u32& turn) {
-        u32 seen = warp_ballot(lane < Traits::kChunks && sees(this->chunk(stage, lane % Traits::kChunks)));
+    /// The chunks that this warp's rows see, in pairs, wherever in the tile they are. `turn` counts those of the item that its rows
+    /// see. Nothing here waits for a chunk's own words: the products would be behind that.
+    SAPWOOD_DEVICE void attend_tile(u32 stage, u32& turn) {
+        u32 seen = seen_chunks(stage);
+        if (this->parts > 1) seen = own_share(seen, turn);
         while (seen != 0) {
             const u32 first = take_lowest(seen);
             if (kPairs && seen != 0) {
                 const u32 index[2] = {first, take_lowest(seen)};
-                if (!my_turn(turn)) continue;
                 const ChunkView chunks[2] = {this->chunk(stage, index[0]), this->chunk(stage, index[1])};
                 attend<2>(stage, index, chunks);
             } else {
-                if (!my_turn(turn)) continue;
                 const u32 index[1] = {first};
                 const ChunkView chunks[1] = {this->chunk(stage, first)};
                 attend<1>(stage, index, chunks);
             }
         }
     }
+    SAPWOOD_DEVICE u32 seen_chunks(u32 stage) const {
+        static_assert(Traits::kChunks * Traits::kWarps <= 64);
+        const u32 bit = this->row_block * Traits::kChunks;
+        const u32 word = this->shared.chunks(stage)[Traits::kChunks * Traits::kWarps <= 32 ? 0 : bit / 32].tile_word;
+        return word >> bit % 32 & ((1u << Traits::kChunks) - 1);
+    }
+    /// Of pairs of seen chunks, those whose turn it is among the warps that share the rows. Chunks that only other rows see have no
+    /// turn: which warp it would be is a matter of how the planner mixes keys, and could be the same each time.
+    SAPWOOD_DEVICE u32 own_share(u32 seen, u32& turn) const {
+        u32 left = (count_bits(seen) + kAtOnce - 1) / kAtOnce, own = 0;
+        u32 skip = ((this->part - turn) & (this->parts - 1)) | (this->part & Rows::kIdle);
+        turn += left;
+        for (; skip < left; skip = this->parts - 1) {
+            left -= skip + 1;
+            for (u32 i = skip * kAtOnce; i > 0; --i) seen &= seen - 1;
+            SAPWOOD_UNROLL for (u32 i = 0; i < kAtOnce; ++i) {
+                own |= seen & (0u - seen);
+                seen &= seen - 1;
+            }
+        }
+        return own;
+    }
     SAPWOOD_DEVICE static u32 take_lowest(u32& bits) {
         const u32 lowest = lowest_bit(bits);
         bits &= bits - 1;
         return lowest;
     }
-    SAPWOOD_DEVICE bool my_turn(u32& turn) const {
-        const bool mine = turn == this->part;
-        if (++turn >= this->parts) turn = 0;
-        return mine;
-    }
-
-    SAPWOOD_DEVICE bool sees(const ChunkView& chunk) const { return chunk.meets(this->row_block * 16, 16); }
 
     /// kCount chunks of one tile, all of their keys at once.
     template <u32 kCount>

@@ -128,8 +128,8 @@ private:
             const bool mine = turn == this->part;
             if (++turn >= this->parts) turn = 0;
             const abi::Chunk* chunks = this->shared.chunks(at.stage);
-            const ChunkView some{chunks[1].tile_rows, 0};
-            all_ = {chunks[0].tile_rows, 0};
+            const ChunkView some{chunks[1].tile_word, 0};
+            all_ = {chunks[0].tile_word, 0};
             if (mine && some.meets(this->first_row, 64)) {
                 fence_async_proxy();  // the tile was written by cp.async
                 return true;

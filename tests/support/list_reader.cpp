@@ -2,6 +2,7 @@
 #include "support/list_reader.h"
 
 #include <algorithm>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -77,7 +78,48 @@ std::string read_item(const DecodePlan::Impl& plan, const Forest& forest, const 
     return {};
 }
 
+/// Of units of 16 rows: a bit for each unit and chunk.
+bool right_for_warps(std::span<const abi::Chunk> tile, unsigned units) {
+    const std::uint64_t seen = tile[0].tile_word | std::uint64_t{tile[1].tile_word} << 32;
+    for (unsigned unit = 0; unit < units; ++unit) {
+        for (std::size_t c = 0; c < tile.size(); ++c) {
+            bool any = false;
+            for (unsigned row = unit * 16; row < unit * 16 + 16; ++row)
+                any = any || (row >= tile[c].row_begin && row < tile[c].row_end);
+            if ((seen >> (unit * tile.size() + c) & 1) != any) return false;
+        }
+    }
+    return true;
+}
+
+/// Of units of 64: every row that sees a key is in the hull, and those said to see all do. (Growth may have made more of them.)
+bool right_for_warpgroups(std::span<const abi::Chunk> tile, unsigned rows) {
+    const auto in = [](std::uint32_t range, unsigned row) { return row >= (range & 0xffff) && row < range >> 16; };
+    for (unsigned row = 0; row < rows; ++row) {
+        bool some = false, all = true;
+        for (const abi::Chunk& chunk : tile) {
+            const bool sees = row >= chunk.row_begin && row < chunk.row_end;
+            some = some || sees;
+            all = all && sees && chunk.tokens == abi::kChunkTokens;
+        }
+        if ((some && !in(tile[1].tile_word, row)) || (in(tile[0].tile_word, row) && !all)) return false;
+    }
+    return true;
+}
+
 }  // namespace
+
+std::string word_fault_of(const DecodePlan::Impl& plan) {
+    const std::size_t in_tile = static_cast<std::size_t>(plan.config.block_kv) / abi::kChunkTokens;
+    const auto warps = static_cast<unsigned>(plan.config.warps);
+    const std::span<const abi::Chunk> chunks = plan.list.chunks;
+    for (std::size_t first = 0; first < chunks.size(); first += in_tile) {
+        const auto tile = chunks.subspan(first, in_tile);
+        if (plan.config.mainloop == Mainloop::wgmma ? !right_for_warpgroups(tile, warps * 16) : !right_for_warps(tile, warps))
+            return "words of the tile at chunk " + std::to_string(first);
+    }
+    return {};
+}
 
 std::string fault_of(const DecodePlan::Impl& plan, const Forest& forest) {
     const WorkList& list = plan.list;
@@ -139,7 +181,7 @@ std::string fault_of(const DecodePlan::Impl& plan, const Forest& forest) {
         now.slots > room.slots || now.mask_rows > room.mask_rows || now.mask_words != room.mask_words) {
         return "more than the plan's capacity";
     }
-    return {};
+    return word_fault_of(plan);
 }
 
 }  // namespace sapwood::support

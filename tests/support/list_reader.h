@@ -13,4 +13,8 @@ namespace sapwood::support {
 /// it.
 std::string fault_of(const DecodePlan::Impl& plan, const Forest& forest);
 
+/// Empty if every tile's words (abi::Chunk::tile_word) say of its chunks what these say themselves; else the first that do not.
+/// fault_of looks at them too.
+std::string word_fault_of(const DecodePlan::Impl& plan);
+
 }  // namespace sapwood::support

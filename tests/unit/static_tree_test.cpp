@@ -9,6 +9,7 @@
 #include "plan/static_plan.h"
 #include "sapwood/error.h"
 #include "support/fst_tree.h"
+#include "support/list_reader.h"
 #include "support/offline_limits.h"
 #include "support/random_drafts.h"
 
@@ -138,6 +139,7 @@ TEST_CASE("plan of static trees: every row of every sequence sees its prefix, it
         const auto plan = make_static_plan({.q_heads = group * 2, .kv_heads = 2, .head_dim = 64}, trees, sequences, {}, limits);
         std::map<std::int64_t, std::vector<std::int64_t>> seen;
         REQUIRE(read(*plan, seen) == "");
+        REQUIRE(support::word_fault_of(*plan) == "");
         std::int64_t wrong = 0;
         std::size_t rows = 0;
         for (const StaticTreeSequence& one : sequences) {
