@@ -256,7 +256,8 @@ TEST_CASE("tune shipped: every record is of this epoch, for a known SM, legal, a
                                                   .kv_heads = 1,
                                                   .head_dim = which.head_dim,
                                                   .head_dim_v = which.head_dim_v,
-                                                  .dtype = static_cast<DType>(which.dtype)});
+                                                  .dtype = static_cast<DType>(which.dtype),
+                                                  .kv_dtype = static_cast<KvDType>(which.kv_dtype)});
             CHECK_MESSAGE(why_illegal(asked, choice.best, limits).empty(), which.to_string());
         }
     }
