@@ -14,6 +14,8 @@
 #include "plan/tiles.h"
 #include "tune.h"
 #include "tune/config_fields.h"
+#include "tune/packed_candidates.h"
+#include "tune_case.h"
 
 namespace sapwood::tool {
 
@@ -47,17 +49,22 @@ private:
         }
     }
     void fill(const TuneJob& job) {
-        // By problem, not by forest: the kernels of the list are the same for every tree of these shapes.
-        if (job.packed) return;  // a few kernels that every pack of a shape shares
-        TuneOptions options = tune_options(args_);
-        for (DecodeConfig config : tune::configs_of(*tune::list_for(device_.limits.sm).list)) {
+        // By problem, not by forest or pack: the kernels of the list are the same for all of these shapes.
+        const DecodeConfig fixed = tune_options(args_).fix;
+        const auto add = [&](const DecodeConfig& config) {
+            const KernelKey key = key_of(job, config, device_.limits.target);
+            if (tune::agrees(config, fixed) && known_.insert(key).second) queue_.push_back(key);
+        };
+        if (job.packed) {
+            const tune::PackedPass pass(job.packed->pass, job.packed->problem());
+            for (const DecodeConfig& config : tune::configs_of(*tune::packed_list(job.packed->pass).list))
+                if (pass.why_illegal(config, device_.limits).empty()) add(config);
+            return;
+        }
+        for (const DecodeConfig& config : tune::configs_of(*tune::list_for(device_.limits.sm).list)) {
             try {
-                config = choose_config(job.problem, config, device_.limits);
-            } catch (const Error&) {
-                continue;
-            }
-            const KernelKey key = decode_key(job.problem, config, device_.limits.target);
-            if (tune::agrees(config, options.fix) && known_.insert(key).second) queue_.push_back(key);
+                add(choose_config(job.problem, config, device_.limits));
+            } catch (const Error&) {}  // nothing fits
         }
     }
 

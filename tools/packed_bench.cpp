@@ -9,11 +9,6 @@
 namespace sapwood::tool {
 namespace {
 
-/// Whether a list with commas has the name.
-bool names(const std::string& list, const std::string& name) {
-    return ("," + list + ",").find("," + name + ",") != std::string::npos;
-}
-
 /// What the oracle says of a pass.
 struct Verdict {
     double error;

@@ -14,6 +14,10 @@ namespace sapwood::tool {
 using support::PackedSpec;
 using support::PackedVariant;
 
+bool names(const std::string& list, const std::string& name) {
+    return ("," + list + ",").find("," + name + ",") != std::string::npos;
+}
+
 std::vector<PackedItem> packed_items(const Selection& cases) {
     std::vector<PackedItem> chosen;
     const auto specs = support::load_packed_workload(cases.file);

@@ -17,6 +17,8 @@ struct PackedItem {
     support::PackedVariant variant;
     std::string title() const { return spec.name + " " + variant.to_string(); }
 };
+/// Whether a list with commas, of passes, has the name.
+bool names(const std::string& list, const std::string& name);
 /// Throws Stop if none fits the selection.
 std::vector<PackedItem> packed_items(const Selection& cases);
 nlohmann::json to_json(const PackedItem& item, const Pack& pack);

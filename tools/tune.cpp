@@ -106,7 +106,7 @@ JobList tune_jobs(const TuneArgs& args) {
         Selection selection = args.filter;
         selection.file = file;
         if (support::is_packed_workload(file)) {
-            for (TuneJob& job : packed_jobs(selection)) take(std::move(job));
+            for (TuneJob& job : packed_jobs(selection, args.passes)) take(std::move(job));
             continue;
         }
         std::string built_name;
@@ -177,6 +177,7 @@ void add_tune(CLI::App& app, Action& action) {
     args->filter.add_kv_dtype(*sub);
     sub->add_option("--head-dim", args->filter.head_dim, "only this head dimension");
     sub->add_option("--set", args->filter.set, "only cases of this set");
+    sub->add_option("--passes", args->passes, "training workloads: of fwd,bwd")->capture_default_str();
     sub->add_flag("--runs", args->filter.runs, "contiguous cases of page size 1 without a page table");
     sub->add_option("--limit", args->filter.limit, "stop after so many of a file");
     args->json.add_option(*sub);

@@ -17,7 +17,7 @@ struct TuneArgs {
     std::vector<std::string> workloads;
     std::string trace;
     Selection filter;  // all but its file
-    std::string db, against, target = "auto", devices, shard, report, cache, budget, fix;
+    std::string db, against, target = "auto", devices, shard, report, cache, budget, fix, passes = "fwd,bwd";
     bool exhaustive = false, fresh = false, worker = false;
     bool simulate = false;       // a device made of the cost model and noise: to test all but the measuring without a GPU
     std::string simulate_crash;  // a configuration that kills its process there
@@ -30,10 +30,12 @@ struct TuneArgs {
 struct PackedTuneCase {
     support::PackedSpec spec;
     support::PackedVariant variant;
+    Family pass = Family::packed_forward;
+
+    PackedProblem problem() const;  // complete
 };
 
-/// One problem to tune: a decode step, or where `packed` is set the forward pass over that pack. (Configurations
-/// of backward passes are not tuned.)
+/// One problem to tune: a decode step, or where `packed` is set a pass over that pack.
 struct TuneJob {
     support::CaseSpec spec;
     support::Variant variant;
@@ -54,7 +56,8 @@ struct JobList {
 };
 JobList tune_jobs(const TuneArgs& args);
 std::vector<TuneJob> trace_jobs(const std::string& file);
-std::vector<TuneJob> packed_jobs(const Selection& selection);
+/// `passes`: of fwd,bwd.
+std::vector<TuneJob> packed_jobs(const Selection& selection, const std::string& passes);
 /// Options of the library's search that the arguments stand for.
 TuneOptions tune_options(const TuneArgs& args);
 

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "engine/cuda_measurer.h"
+#include "packed_case.h"
 #include "plan/order.h"
 #include "plan/packed_tiles.h"
 #include "plan/tiles.h"
@@ -76,13 +77,27 @@ public:
             sets_.push_back(
                 {.q = q_.as(), .k = kv_.back().k.as(), .v = kv_.back().v.as(), .out = out_.as(), .lse = lse_.as<float>()});
         }
+        if (which.pass == Family::packed_forward) return;
+        dq_ = DeviceBuffer(device, q.bytes());
+        dk_ = DeviceBuffer(device, k.bytes());
+        dv_ = DeviceBuffer(device, v.bytes());
+        for (const PackedTensors& set : sets_) backward_.push_back(packed_gradients(set, dq_.as(), dk_.as(), dv_.as()));
     }
     std::span<const PackedTensors> sets() const { return sets_; }
+    /// Of a backward pass, which begins with the results of a forward one: the same of all sets.
+    std::span<const PackedGradients> backward(Engine& engine, const DevicePtr& device, const PackedProblem& problem,
+                                              const Pack& pack) const {
+        PackedPlan plan = engine.plan_packed(problem, pack);
+        engine.launch(plan, sets_.front(), nullptr);
+        device->synchronize(nullptr);
+        return backward_;
+    }
 
 private:
-    DeviceBuffer q_, out_, lse_;
+    DeviceBuffer q_, out_, lse_, dq_, dk_, dv_;
     std::vector<DeviceKv> kv_;
     std::vector<PackedTensors> sets_;
+    std::vector<PackedGradients> backward_;
 };
 
 TuneCase::TuneCase(const TuneJob& job) : job_(job) {
@@ -97,23 +112,29 @@ TuneCase::~TuneCase() = default;
 
 tune::CandidateSet TuneCase::candidates(const tune::DeviceFacts& device, const TuneOptions& options,
                                         std::span<const DecodeConfig> wanted) const {
-    if (pack_) return tune::find_packed_candidates(complete(job_.packed->variant.problem()), *pack_, device, options, wanted);
+    if (pack_) return tune::find_packed_candidates({job_.packed->pass, job_.packed->problem()}, *pack_, device, options, wanted);
     return tune::find_candidates(job_.problem, decode_.forest, order_of(decode_.forest), device, options, wanted);
 }
 
 double TuneCase::bytes() const {
     if (!pack_) return static_cast<double>(decode_.kv_bytes());
     const support::PackedVariant& shape = job_.packed->variant;
-    return 4.0 * static_cast<double>(elements(pack_->rows(), shape.q_heads, shape.head_dim) +
-                                     elements(pack_->keys(), shape.kv_heads, shape.head_dim));
+    const double forward = 4.0 * static_cast<double>(elements(pack_->rows(), shape.q_heads, shape.head_dim) +
+                                                     elements(pack_->keys(), shape.kv_heads, shape.head_dim));
+    // Gradients, and fp32 sums of dQ at least.
+    return job_.packed->pass == Family::packed_backward ? 2.5 * forward : forward;
 }
 
 std::unique_ptr<tune::Measurer> TuneCase::measurer(Engine& engine, const DevicePtr& device, const TunePolicy& policy) {
     if (pack_) {
         auto made = std::make_unique<PackTensorSets>(device, *job_.packed, *pack_, policy);
-        const auto sets = made->sets();
+        const PackTensorSets& tensors = *made;
         tensors_ = std::move(made);
-        return std::make_unique<CudaMeasurer>(device, packed_subject(engine, job_.packed->variant.problem(), *pack_, sets), policy);
+        const PackedProblem problem = job_.packed->problem();
+        auto subject = job_.packed->pass == Family::packed_backward
+                           ? backward_subject(engine, problem, *pack_, tensors.backward(engine, device, problem, *pack_))
+                           : packed_subject(engine, problem, *pack_, tensors.sets());
+        return std::make_unique<CudaMeasurer>(device, std::move(subject), policy);
     }
     auto made = std::make_unique<DecodeTensorSets>(device, decode_, policy);
     const auto sets = made->sets();
@@ -123,12 +144,12 @@ std::unique_ptr<tune::Measurer> TuneCase::measurer(Engine& engine, const DeviceP
 
 KernelKey key_of(const TuneJob& job, const DecodeConfig& config, const std::string& target) {
     if (!job.packed) return decode_key(job.problem, config, target);
-    return packed_key(Family::packed_forward, complete(job.packed->variant.problem()), tune::as_packed(config), target);
+    return packed_key(job.packed->pass, job.packed->problem(), tune::as_packed(config), target);
 }
 
 tune::Lookup look_up(const tune::Database& database, const TuneJob& job) {
     if (!job.packed) return database.find(job.bucket, job.problem, {});
-    return database.find(job.bucket, complete(job.packed->variant.problem()), {});
+    return database.find(job.bucket, job.packed->problem(), {});
 }
 
 }  // namespace sapwood::tool

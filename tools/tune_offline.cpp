@@ -100,7 +100,7 @@ int tune_offline(const TuneArgs& args) {
             candidate.reason = compiled.failure;
             ++failed;
         }
-        tune::drop_spilling(set.all);
+        tune::drop_spilling(set.all, set.tolerated_spill);
         TuneOutcome outcome;
         outcome.title = job.title;
         outcome.bucket = job.bucket;

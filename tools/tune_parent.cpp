@@ -150,6 +150,10 @@ private:
             failures_.push_back(job.title + ": its record cannot be read: " + fault);
             return;
         }
+        if (record->bucket != job.bucket) {  // its list of jobs is another than this one's
+            failures_.push_back(job.title + ": the worker measured " + record->measured.front().name + "; nothing of it is kept");
+            return;
+        }
         if (said.at("fresh").get<bool>()) {
             tune::Record joined = store_.load(*environment_, job.bucket).value_or(*record);
             tune::merge(joined, *record, environment_->sm, policy_, nullptr);

@@ -52,16 +52,21 @@ std::vector<TuneJob> trace_jobs(const std::string& file) {
     return jobs;
 }
 
-std::vector<TuneJob> packed_jobs(const Selection& selection) {
+PackedProblem PackedTuneCase::problem() const { return complete(variant.problem()); }
+
+std::vector<TuneJob> packed_jobs(const Selection& selection, const std::string& passes) {
     std::vector<TuneJob> jobs;
-    for (PackedItem& item : packed_items(selection)) {
-        TuneJob job;
-        const PackedProblem problem = complete(item.variant.problem());
-        job.title = item.title();
-        job.sizes = tune::sizes_of(problem, Pack::from_segments(item.spec.segments));
-        job.bucket = tune::bucket_of(problem, job.sizes);
-        job.packed = {std::move(item.spec), item.variant};
-        jobs.push_back(std::move(job));
+    for (const PackedItem& item : packed_items(selection)) {
+        for (const auto& [name, pass] : {std::pair("fwd", Family::packed_forward), std::pair("bwd", Family::packed_backward)}) {
+            if (!names(passes, name)) continue;
+            TuneJob job;
+            job.packed = {item.spec, item.variant, pass};
+            const PackedProblem problem = job.packed->problem();
+            job.title = item.title() + " " + name;
+            job.sizes = tune::sizes_of(problem, Pack::from_segments(item.spec.segments));
+            job.bucket = tune::bucket_of(problem, job.sizes, pass);
+            jobs.push_back(std::move(job));
+        }
     }
     return jobs;
 }

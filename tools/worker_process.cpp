@@ -25,7 +25,8 @@ std::vector<std::string> worker_arguments(const TuneArgs& args, int device) {
     add("--trace", args.trace), add("--against", args.against), add("--shard", args.shard), add("--cache-dir", args.cache);
     add("--config", args.fix), add("--case", args.filter.name), add("--heads", args.filter.heads),
         add("--layout", args.filter.layout);
-    add("--dtype", args.filter.dtype), add("--kv-dtype", args.filter.kv_dtype), add("--set", args.filter.set);
+    add("--dtype", args.filter.dtype), add("--kv-dtype", args.filter.kv_dtype), add("--set", args.filter.set),
+        add("--passes", args.passes);
     add("--top", std::to_string(args.top_k)), add("--per-bucket", std::to_string(args.per_bucket));
     if (args.filter.page_size >= 0) add("--page", std::to_string(args.filter.page_size));
     if (args.filter.head_dim > 0) add("--head-dim", std::to_string(args.filter.head_dim));

@@ -170,6 +170,7 @@ struct PackedBackwardInfo {
     double flops = 0;         ///< of visible pairs: 2.5 times the forward pass'
     bool dfs_arrays = false;  ///< as in PackedPlanInfo
     std::int32_t grid = 0;
+    TuneMatch tuned = TuneMatch::none;  ///< where the configuration comes from
 };
 
 /// Tile lists for the gradients of one pack, made by Engine::plan_packed_backward; plain host data. Move-only. In flight on one

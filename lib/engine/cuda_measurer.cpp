@@ -119,39 +119,48 @@ tune::Measurer::Built CudaMeasurer::build(const DecodeConfig& config) {
     return built;
 }
 
+CudaMeasurer::Values CudaMeasurer::run(const DecodeConfig& config) {
+    constexpr std::uint8_t kNaN = 0xff;  // all ones is a NaN in every type
+    const auto address = [](const void* data) { return reinterpret_cast<std::uint64_t>(data); };
+    const auto elements = [](const TuneResult::Tensor& tensor) { return static_cast<std::size_t>(tensor.rows * tensor.row); };
+    const std::size_t lses = result_.lse != nullptr ? static_cast<std::size_t>(result_.lses) : 0;
+    for (const TuneResult::Tensor& tensor : result_.tensors)
+        device_->fill(address(tensor.data), kNaN, elements(tensor) * 2, stream_);
+    if (lses > 0) device_->fill(address(result_.lse), kNaN, lses * 4, stream_);
+    ready(config).plan.launch(0, stream_);
+    Values values;
+    for (const TuneResult::Tensor& tensor : result_.tensors) {
+        std::vector<std::uint16_t> bits(elements(tensor));
+        device_->copy_to_host(bits.data(), address(tensor.data), bits.size() * 2, stream_);
+        std::vector<float>& widened = values.tensors.emplace_back(bits.size());
+        for (std::size_t i = 0; i < bits.size(); ++i) widened[i] = values_of_[bits[i]];
+    }
+    values.lse.resize(lses);
+    if (lses > 0) device_->copy_to_host(values.lse.data(), address(result_.lse), lses * 4, stream_);
+    for (const std::int32_t dead : result_.unwritten) {
+        const TuneResult::Tensor& out = result_.tensors.front();
+        std::fill_n(values.tensors.front().begin() + dead * out.row, out.row, 0.0f);
+        const std::int64_t heads = result_.lses / out.rows;
+        if (lses > 0) std::fill_n(values.lse.begin() + dead * heads, heads, 0.0f);
+    }
+    return values;
+}
+
 std::string CudaMeasurer::check(const DecodeConfig& config) {
     return guarded([&]() -> std::string {
-        const auto lses = static_cast<std::size_t>(result_.rows * result_.heads);
-        const auto row = static_cast<std::size_t>(result_.heads * result_.dim),
-                   elements = static_cast<std::size_t>(result_.rows) * row;
-        const auto out = reinterpret_cast<std::uint64_t>(result_.out), lse = reinterpret_cast<std::uint64_t>(result_.lse);
-        device_->fill(out, 0xff, elements * 2, stream_);  // all ones is a NaN in every type
-        if (lse != 0) device_->fill(lse, 0xff, lses * 4, stream_);
-        ready(config).plan.launch(0, stream_);
-        std::vector<std::uint16_t> bits(elements);
-        device_->copy_to_host(bits.data(), out, elements * 2, stream_);
-        std::vector<float> values(elements), lse_values(lse != 0 ? lses : 0);
-        for (std::size_t i = 0; i < elements; ++i) values[i] = values_of_[bits[i]];
-        if (lse != 0) device_->copy_to_host(lse_values.data(), lse, lses * 4, stream_);
-        const auto heads = static_cast<std::size_t>(result_.heads);
-        for (const std::int32_t dead : result_.unwritten) {
-            const auto at = static_cast<std::size_t>(dead);
-            std::fill_n(values.begin() + static_cast<std::ptrdiff_t>(at * row), row, 0.0f);
-            if (lse != 0) std::fill_n(lse_values.begin() + static_cast<std::ptrdiff_t>(at * heads), heads, 0.0f);
+        Values values = run(config);
+        // The first is the reference, and is compared with itself: that finds what is no number.
+        const bool first = reference_.tensors.empty();
+        const Values& want = first ? values : reference_;
+        std::string fault;
+        for (std::size_t t = 0; t < values.tensors.size() && fault.empty(); ++t)
+            fault = difference(result_.dtype, values.tensors[t], want.tensors[t], static_cast<std::size_t>(result_.tensors[t].row));
+        for (std::size_t i = 0; i < values.lse.size() && fault.empty() && !first; ++i) {
+            if (values.lse[i] != want.lse[i] && !(std::abs(values.lse[i] - want.lse[i]) <= 1e-3f))
+                fault = "lse " + std::to_string(values.lse[i]) + " instead of " + std::to_string(want.lse[i]) + " in row " +
+                        std::to_string(i);
         }
-        if (reference_.empty()) {
-            // The first is the reference, and is compared with itself: that finds what is no number.
-            std::string fault = difference(result_.dtype, values, values, row);
-            reference_ = std::move(values);
-            reference_lse_ = std::move(lse_values);
-            return fault;
-        }
-        std::string fault = difference(result_.dtype, values, reference_, row);
-        for (std::size_t i = 0; i < lse_values.size() && fault.empty(); ++i) {
-            const float got = lse_values[i], want = reference_lse_[i];
-            if (got != want && !(std::abs(got - want) <= 1e-3f))
-                fault = "lse " + std::to_string(got) + " instead of " + std::to_string(want) + " in row " + std::to_string(i);
-        }
+        if (first) reference_ = std::move(values);
         return fault;
     });
 }

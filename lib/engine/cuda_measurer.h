@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Times configurations of one problem on a GPU as TunePolicy says: CUDA graphs, cold L2 by argument sets that take turns. What a
-// problem is (a decode step over a forest, a forward pass over a pack) is its subject's affair.
+// problem is (a decode step over a forest, a pass over a pack) is its subject's affair.
 #pragma once
 
 #include <cstdint>
@@ -38,7 +38,14 @@ private:
         bool operator()(const DecodeConfig& a, const DecodeConfig& b) const { return tune::compare_configs(a, b) < 0; }
     };
 
+    /// What a launch wrote.
+    struct Values {
+        std::vector<std::vector<float>> tensors;
+        std::vector<float> lse;
+    };
+
     Ready& ready(const DecodeConfig& config);
+    Values run(const DecodeConfig& config);
     void capture(Ready& ready);
     double time(const std::function<void()>& enqueue);
     /// Turns a driver error into DeviceLost if the device answers to nothing any more.
@@ -54,7 +61,7 @@ private:
     void* stop_ = nullptr;
     std::map<DecodeConfig, Ready, Less> ready_;
     std::vector<float> values_of_;  // a 16-bit pattern
-    std::vector<float> reference_, reference_lse_;
+    Values reference_;
     std::size_t next_set_ = 0;
 };
 

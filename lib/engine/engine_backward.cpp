@@ -49,7 +49,9 @@ BackwardKernels make_ready(PackedBackwardPlan::Impl& plan, KernelService& servic
 
 PackedBackwardPlan Engine::plan_packed_backward(const PackedProblem& problem, const Pack& pack,
                                                 const PackedBackwardOptions& options) {
-    auto plan = make_backward_plan(problem, pack, options, impl_->service->setup.limits);
+    const Limits& limits = impl_->service->setup.limits;
+    auto plan = pack.dfs_arrays() ? make_backward_plan(problem, pack, options, limits)  // as in plan_packed
+                                  : impl_->service->tuning->plan_backward(problem, pack, options, limits);
     if (pack.dfs_arrays()) {
         for (const Family family : {Family::array_bounds, Family::backward_tiles})
             plan->keys.push_back(array_key(family, plan->limits.target).to_string());

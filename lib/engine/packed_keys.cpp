@@ -21,23 +21,23 @@ class Finder {
 public:
     explicit Finder(Engine& engine) : engine_(engine), service_(*engine.impl().service) {}
 
-    /// The planner's choice for packs of these sizes.
-    void forward(const PackedProblem& problem, std::int64_t rows, std::int64_t tokens, std::int64_t pairs, std::int64_t runs) {
+    /// What is chosen for packs of these sizes.
+    void forward(const PackedProblem& problem, const tune::Sizes& sizes) {
         guarded(problem, false, [&] {
             const PackedProblem whole = complete(problem);
-            TuneMatch match = TuneMatch::none;
-            const PackedConfig config =
-                service_.tuning->choose(whole, tune::sizes_of(whole, rows, tokens, pairs, runs), {}, service_.setup.limits, match);
+            const PackedConfig config = choose_config(whole, tuned(Family::packed_forward, whole, sizes), service_.setup.limits);
             found_.keys.push_back(packed_key(Family::packed_forward, whole, config, service_.setup.target).to_string());
             ++found_.plans;
         });
     }
 
-    /// What a backward pass runs, its tiles left open, does not depend on the pack.
-    void backward(const PackedProblem& problem, bool deterministic = false) {
+    /// Beyond its tiles, what a backward pass runs does not depend on the pack.
+    void backward(const PackedProblem& problem, const tune::Sizes& sizes, bool deterministic = false) {
         guarded(problem, true, [&] {
             const Segment token = {.parent = -1, .tokens = 1};
-            const PackedBackwardOptions options = {.deterministic = deterministic};
+            PackedBackwardOptions options = {.deterministic = deterministic,
+                                             .config = tuned(Family::packed_backward, complete(problem), sizes)};
+            options.config.heads = 0;
             const auto keys = engine_.plan_packed_backward(problem, Pack::from_segments({&token, 1}), options).kernel_keys();
             found_.keys.insert(found_.keys.end(), keys.begin(), keys.end());
             ++found_.plans;
@@ -56,6 +56,10 @@ public:
     }
 
 private:
+    PackedConfig tuned(Family pass, const PackedProblem& problem, const tune::Sizes& sizes) {
+        TuneMatch match = TuneMatch::none;
+        return service_.tuning->choose({pass, problem}, sizes, {}, match);
+    }
     template <class Body>
     void guarded(const PackedProblem& problem, bool backward, const Body& body) {
         try {
@@ -76,12 +80,13 @@ private:
 KeyList packed_keys_of(Engine& engine, const EngineConfig& config) {
     Finder finder(engine);
     for (const PackedProblem& problem : config.packed_problems) {
-        if (config.packs.backward) finder.backward(problem);
-        if (!config.packs.forward) continue;
         for (const std::int64_t tokens : config.packs.tokens) {
             for (const std::int64_t segment : config.packs.segments) {
                 const std::int64_t count = tokens / segment, whole = count * segment;
-                if (count > 0) finder.forward(problem, whole, whole, whole * (segment + 1) / 2, count);
+                if (count == 0) continue;
+                const tune::Sizes sizes = tune::sizes_of(problem, whole, whole, whole * (segment + 1) / 2, count);
+                if (config.packs.backward) finder.backward(problem, sizes);
+                if (config.packs.forward) finder.forward(problem, sizes);
             }
         }
     }
@@ -91,10 +96,11 @@ KeyList packed_keys_of(Engine& engine, const EngineConfig& config) {
 KeyList keys_of(Engine& engine, std::span<const TracedPack> trace) {
     Finder finder(engine);
     for (const TracedPack& record : trace) {
+        const tune::Sizes sizes = tune::sizes_of(record.problem, record.rows, record.tokens, record.visible_pairs, record.runs);
         if (record.backward) {
-            finder.backward(record.problem, record.deterministic);
+            finder.backward(record.problem, sizes, record.deterministic);
         } else {
-            finder.forward(record.problem, record.rows, record.tokens, record.visible_pairs, record.runs);
+            finder.forward(record.problem, sizes);
         }
         if (record.target == engine.target()) finder.recorded(record);
     }

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "engine/tune_subject.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "plan/packed_tiles.h"
 #include "plan/tiles.h"
@@ -21,11 +23,20 @@ void check_any(std::span<const Tensors> sets) {
     if (sets.empty()) raise(ErrorCode::kInvalidArgument, "tuning needs at least one set of tensors");
 }
 
+KernelReport report_of(KernelReport report) { return report; }
+/// The main kernel's: the others do not depend on what is tuned.
+KernelReport report_of(const std::vector<KernelReport>& reports) {
+    const auto main = std::find_if(reports.begin(), reports.end(), [](const KernelReport& report) {
+        return report.key.starts_with(family_name(Family::packed_backward));
+    });
+    return main == reports.end() ? KernelReport{} : *main;
+}
+
 /// A plan as a launch of any of the sets.
 template <class Plan, class Tensors>
 TuneSubject::Prepared prepared(Engine& engine, Plan made, std::span<const Tensors> sets, void* stream) {
     TuneSubject::Prepared result;
-    result.report = engine.prepare(made);
+    result.report = report_of(engine.prepare(made));
     engine.upload(made, stream);
     const auto plan = std::make_shared<Plan>(std::move(made));
     result.launch = [&engine, plan, sets](std::size_t set, void* on) { engine.launch(*plan, sets[set], on); };
@@ -44,12 +55,11 @@ public:
         return prepared(engine_, engine_.plan_decode(problem_, forest_, config), sets_, stream);
     }
     TuneResult result() const override {
+        const std::int64_t rows = forest_.request_capacity();
         TuneResult result = {.dtype = problem_.dtype,
-                             .rows = forest_.request_capacity(),
-                             .heads = problem_.q_heads,
-                             .dim = problem_.head_dim_v,
-                             .out = sets_.front().out,
+                             .tensors = {{sets_.front().out, rows, std::int64_t{problem_.q_heads} * problem_.head_dim_v}},
                              .lse = sets_.front().lse,
+                             .lses = rows * problem_.q_heads,
                              .unwritten = {}};
         for (std::int32_t r = 0; r < forest_.request_capacity(); ++r)
             if (!forest_.request_alive(r)) result.unwritten.push_back(r);
@@ -77,11 +87,9 @@ public:
     }
     TuneResult result() const override {
         return {.dtype = problem_.dtype,
-                .rows = pack_.rows(),
-                .heads = problem_.q_heads,
-                .dim = problem_.head_dim_v,
-                .out = sets_.front().out,
+                .tensors = {{sets_.front().out, pack_.rows(), std::int64_t{problem_.q_heads} * problem_.head_dim_v}},
                 .lse = sets_.front().lse,
+                .lses = pack_.rows() * problem_.q_heads,
                 .unwritten = {}};
     }
     std::size_t sets() const override { return sets_.size(); }
@@ -91,6 +99,39 @@ private:
     PackedProblem problem_;
     const Pack& pack_;
     std::span<const PackedTensors> sets_;
+};
+
+class BackwardSubject : public TuneSubject {
+public:
+    BackwardSubject(Engine& engine, const PackedProblem& problem, const Pack& pack, std::span<const PackedGradients> sets)
+        : engine_(engine), problem_(complete(problem)), pack_(pack), sets_(sets) {
+        check_any(sets);
+        for (const PackedGradients& set : sets) {
+            check_dense(set.dq_token_stride, set.dq_head_stride, problem_.q_heads, problem_.head_dim);
+            check_dense(set.dk_token_stride, set.dk_head_stride, problem_.kv_heads, problem_.head_dim);
+            check_dense(set.dv_token_stride, set.dv_head_stride, problem_.kv_heads, problem_.head_dim_v);
+        }
+    }
+    Prepared prepare(const DecodeConfig& config, void* stream) override {
+        const tune::PackedPass pass(Family::packed_backward, problem_);
+        return prepared(engine_, engine_.plan_packed_backward(problem_, pack_, {.config = pass.as_packed(config)}), sets_, stream);
+    }
+    TuneResult result() const override {
+        const PackedGradients& first = sets_.front();
+        const std::int64_t q_heads = problem_.q_heads, kv_heads = problem_.kv_heads;
+        return {.dtype = problem_.dtype,
+                .tensors = {{first.dq, pack_.rows(), q_heads * problem_.head_dim},
+                            {first.dk, pack_.keys(), kv_heads * problem_.head_dim},
+                            {first.dv, pack_.keys(), kv_heads * problem_.head_dim_v}},
+                .unwritten = {}};
+    }
+    std::size_t sets() const override { return sets_.size(); }
+
+private:
+    Engine& engine_;
+    PackedProblem problem_;
+    const Pack& pack_;
+    std::span<const PackedGradients> sets_;
 };
 
 }  // namespace
@@ -103,6 +144,11 @@ std::unique_ptr<TuneSubject> decode_subject(Engine& engine, const DecodeProblem&
 std::unique_ptr<TuneSubject> packed_subject(Engine& engine, const PackedProblem& problem, const Pack& pack,
                                             std::span<const PackedTensors> sets) {
     return std::make_unique<PackedSubject>(engine, problem, pack, sets);
+}
+
+std::unique_ptr<TuneSubject> backward_subject(Engine& engine, const PackedProblem& problem, const Pack& pack,
+                                              std::span<const PackedGradients> sets) {
+    return std::make_unique<BackwardSubject>(engine, problem, pack, sets);
 }
 
 }  // namespace sapwood

@@ -14,13 +14,17 @@
 
 namespace sapwood {
 
-/// Where the first set of tensors has its results, densely packed: [rows, heads, dim], and as many LSEs as rows and heads.
+/// Where the first set of tensors has its results, densely packed.
 struct TuneResult {
+    struct Tensor {
+        void* data = nullptr;
+        std::int64_t rows = 0, row = 0;  // elements of a row
+    };
     DType dtype = DType::bf16;
-    std::int64_t rows = 0, heads = 0, dim = 0;
-    void* out = nullptr;
-    float* lse = nullptr;                 // null: none
-    std::vector<std::int32_t> unwritten;  // rows that nobody writes; their LSEs lie row by row
+    std::vector<Tensor> tensors;  // out, or the gradients
+    float* lse = nullptr;         // null: none
+    std::int64_t lses = 0;
+    std::vector<std::int32_t> unwritten;  // rows of the first tensor that nobody writes; their LSEs lie row by row
 };
 
 class TuneSubject {
@@ -42,5 +46,7 @@ std::unique_ptr<TuneSubject> decode_subject(Engine& engine, const DecodeProblem&
                                             std::span<const DecodeTensors> sets);
 std::unique_ptr<TuneSubject> packed_subject(Engine& engine, const PackedProblem& problem, const Pack& pack,
                                             std::span<const PackedTensors> sets);
+std::unique_ptr<TuneSubject> backward_subject(Engine& engine, const PackedProblem& problem, const Pack& pack,
+                                              std::span<const PackedGradients> sets);
 
 }  // namespace sapwood

@@ -93,23 +93,38 @@ DecodeConfig Tuning::choose(const DecodeProblem& problem, const ForestOrder& ord
     return choose_config(problem, order, config, limits);
 }
 
-PackedConfig Tuning::choose(const PackedProblem& problem, const tune::Sizes& sizes, const PackedConfig& config,
-                            const Limits& limits, TuneMatch& match) {
-    if (leaves_kernel_open(tune::as_decode(config)) && mode_ != "off") {
-        tune::Lookup lookup;
-        if (database_) lookup = database_->find(tune::bucket_of(problem, sizes), problem, tune::as_decode(config));
-        match = count(lookup);
-        if (match != TuneMatch::fallback) return tune::as_packed(lookup.config);
-    }
-    return choose_config(problem, config, limits);
+PackedConfig Tuning::choose(const tune::PackedPass& pass, const tune::Sizes& sizes, const PackedConfig& config, TuneMatch& match) {
+    if (mode_ == "off" || !leaves_kernel_open(tune::as_decode(config))) return config;
+    // Records are of the heads that a forward plan takes by itself.
+    if (pass.family() == Family::packed_forward && config.heads != 0) return config;
+    tune::Lookup lookup;
+    if (database_)
+        lookup = database_->find(tune::bucket_of(pass.problem(), sizes, pass.family()), pass.problem(), pass.as_decode(config));
+    match = count(lookup);
+    if (match == TuneMatch::fallback) return config;
+    PackedConfig chosen = pass.as_packed(lookup.config);
+    if (config.heads != 0) chosen.heads = config.heads;
+    return chosen;
 }
 
 std::unique_ptr<PackedPlan::Impl> Tuning::plan(const PackedProblem& asked, const Pack& pack, const PackedConfig& config,
                                                const Limits& limits) {
     const PackedProblem problem = complete(asked);
     TuneMatch match = TuneMatch::none;
-    const PackedConfig chosen = choose(problem, tune::sizes_of(problem, pack), config, limits, match);
+    const PackedConfig chosen = choose({Family::packed_forward, problem}, tune::sizes_of(problem, pack), config, match);
     auto plan = make_packed_plan(problem, pack, chosen, limits);
+    plan->info.tuned = match;
+    return plan;
+}
+
+std::unique_ptr<PackedBackwardPlan::Impl> Tuning::plan_backward(const PackedProblem& asked, const Pack& pack,
+                                                                const PackedBackwardOptions& options, const Limits& limits) {
+    const PackedProblem problem = complete(asked);
+    TuneMatch match = TuneMatch::none;
+    PackedBackwardOptions chosen = options;
+    chosen.config = choose({Family::packed_backward, problem}, tune::sizes_of(problem, pack), options.config, match);
+    if (options.deterministic) chosen.config.heads = options.config.heads;
+    auto plan = make_backward_plan(problem, pack, chosen, limits);
     plan->info.tuned = match;
     return plan;
 }

@@ -11,11 +11,13 @@
 #include <vector>
 
 #include "engine/target.h"
+#include "plan/backward_plan.h"
 #include "plan/decode_plan.h"
 #include "plan/packed_plan.h"
 #include "sapwood/engine.h"
 #include "tune/database.h"
 #include "tune/device_facts.h"
+#include "tune/packed_candidates.h"
 
 namespace sapwood {
 
@@ -37,9 +39,11 @@ public:
     /// The same for make_packed_plan.
     std::unique_ptr<PackedPlan::Impl> plan(const PackedProblem& problem, const Pack& pack, const PackedConfig& config,
                                            const Limits& limits);
-    /// What that takes for a pack of these sizes. `problem` is complete.
-    PackedConfig choose(const PackedProblem& problem, const tune::Sizes& sizes, const PackedConfig& config, const Limits& limits,
-                        TuneMatch& match);
+    /// The same for make_backward_plan. A deterministic plan takes the kernel of a record, but walks whole groups.
+    std::unique_ptr<PackedBackwardPlan::Impl> plan_backward(const PackedProblem& problem, const Pack& pack,
+                                                            const PackedBackwardOptions& options, const Limits& limits);
+    /// What these take for a pack of these sizes; `config` as it is where nothing is known, its open fields the planner's affair.
+    PackedConfig choose(const tune::PackedPass& pass, const tune::Sizes& sizes, const PackedConfig& config, TuneMatch& match);
     void count_into(EngineStats& stats) const;
     std::string describe() const;  // for `sapwood doctor`: mode, records, digest
 

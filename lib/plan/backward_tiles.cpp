@@ -39,10 +39,13 @@ constexpr std::array kCandidates = {
     by_warps(32, 1),
 };
 
-std::string why_warps_illegal(const PackedProblem& problem, const PackedConfig& config, const Limits& limits,
-                              std::int64_t& shared) {
-    const abi::BackwardWarpShape shape = {static_cast<unsigned>(problem.head_dim), static_cast<unsigned>(problem.head_dim_v),
-                                          static_cast<unsigned>(config.block_kv), static_cast<unsigned>(config.stages)};
+abi::BackwardWarpShape warp_shape(const PackedProblem& problem, const PackedConfig& config) {
+    return {static_cast<unsigned>(problem.head_dim), static_cast<unsigned>(problem.head_dim_v),
+            static_cast<unsigned>(config.block_kv), static_cast<unsigned>(config.stages)};
+}
+
+std::string why_warps_illegal(const PackedProblem& problem, const PackedConfig& config, const Limits& limits) {
+    const abi::BackwardWarpShape shape = warp_shape(problem, config);
     if (config.warps != static_cast<std::int32_t>(abi::kBackwardWarps) || config.producers != 0)
         return "the backward pass by mma.sync has 8 compute warps and no copy warps, not " + config.to_string();
     if (config.block_kv != 32 && config.block_kv != 64 && config.block_kv != 128)
@@ -60,12 +63,10 @@ std::string why_warps_illegal(const PackedProblem& problem, const PackedConfig& 
         return "blocks of " + number(config.block_kv) + " keys with head dims " + number(problem.head_dim) + " and " +
                number(problem.head_dim_v) + " need about " + number(needed) + " registers a thread; " + number(registers) +
                " are there";
-    shared = abi::backward_warp_shared_bytes(shape);
     return {};
 }
 
-std::string why_warpgroups_illegal(const PackedProblem& problem, const PackedConfig& config, const Limits& limits,
-                                   std::int64_t& shared) {
+std::string why_warpgroups_illegal(const PackedProblem& problem, const PackedConfig& config, const Limits& limits) {
     // The host target runs the same source, so it imitates what the SM has.
     if (limits.target != "sm_90a" && limits.target != "host")
         return "mainloop wgmma needs sm_90a (or host), the target is " + limits.target;
@@ -77,20 +78,25 @@ std::string why_warpgroups_illegal(const PackedProblem& problem, const PackedCon
     if (config.warps != only.warps || config.producers != only.producers || config.block_kv != only.block_kv ||
         config.stages != only.stages || config.blocks != only.blocks)
         return "the backward pass by wgmma has " + only.to_string() + " alone, not " + config.to_string();
-    shared = abi::backward_shared_bytes({static_cast<unsigned>(problem.head_dim), static_cast<unsigned>(problem.head_dim_v)});
     return {};
 }
 
 }  // namespace
 
+std::span<const PackedConfig> backward_configs() { return kCandidates; }
+
+std::int64_t backward_shared_bytes(const PackedProblem& problem, const PackedConfig& config) {
+    if (config.mainloop != Mainloop::wgmma) return abi::backward_warp_shared_bytes(warp_shape(problem, config));
+    return abi::backward_shared_bytes({static_cast<unsigned>(problem.head_dim), static_cast<unsigned>(problem.head_dim_v)});
+}
+
 std::string why_backward_illegal(const PackedProblem& problem, const PackedConfig& config, const Limits& limits) {
-    std::int64_t shared = 0;
     if (const int group = problem.q_heads / problem.kv_heads; config.heads != 0 && (config.heads < 0 || group % config.heads != 0))
         return "heads " + number(config.heads) + " that a work item walks do not divide the " + number(group) + " of a KV head";
-    std::string why = config.mainloop == Mainloop::wgmma ? why_warpgroups_illegal(problem, config, limits, shared)
-                                                         : why_warps_illegal(problem, config, limits, shared);
+    std::string why = config.mainloop == Mainloop::wgmma ? why_warpgroups_illegal(problem, config, limits)
+                                                         : why_warps_illegal(problem, config, limits);
     if (!why.empty()) return why;
-    return why_no_room(shared, config.blocks, limits);
+    return why_no_room(backward_shared_bytes(problem, config), config.blocks, limits);
 }
 
 PackedConfig choose_backward_config(const PackedProblem& problem, const PackedConfig& asked, const Limits& limits) {

@@ -2,12 +2,20 @@
 // Tile sizes of the packed backward kernel: which can run, and which is taken when the caller leaves them open.
 #pragma once
 
+#include <cstdint>
+#include <span>
 #include <string>
 
 #include "plan/limits.h"
 #include "sapwood/packed.h"
 
 namespace sapwood {
+
+/// Every tile size that there is a kernel for, best first. (Of none does `heads` say anything: that is a matter of the plan.)
+std::span<const PackedConfig> backward_configs();
+
+/// Shared memory of a block of the main kernel. `config` is complete.
+std::int64_t backward_shared_bytes(const PackedProblem& problem, const PackedConfig& config);
 
 /// Why this configuration cannot run on this device, with numbers; empty if it can.
 std::string why_backward_illegal(const PackedProblem& problem, const PackedConfig& config, const Limits& limits);

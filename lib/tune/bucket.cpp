@@ -104,9 +104,8 @@ Bucket bucket_of(const DecodeProblem& problem, const Sizes& sizes) {
     return bucket_of(decode_key(problem, {}, {}), pages, group_of(problem), sizes);
 }
 
-Bucket bucket_of(const PackedProblem& problem, const Sizes& sizes) {
-    return bucket_of(packed_key(Family::packed_forward, problem, {}, {}), PageKind::contiguous, problem.q_heads / problem.kv_heads,
-                     sizes);
+Bucket bucket_of(const PackedProblem& problem, const Sizes& sizes, Family pass) {
+    return bucket_of(packed_key(pass, problem, {}, {}), PageKind::contiguous, problem.q_heads / problem.kv_heads, sizes);
 }
 
 std::string Bucket::to_string() const {

@@ -38,7 +38,7 @@ enum class PageKind : std::uint8_t { contiguous, token, pages };
 
 struct Bucket {
     std::uint8_t version = kBucketVersion;
-    std::uint8_t family = static_cast<std::uint8_t>(Family::decode);  // or packed_forward
+    std::uint8_t family = static_cast<std::uint8_t>(Family::decode);  // or packed_forward, packed_backward
     std::uint8_t dtype = 0;
     std::uint8_t kv_dtype = 0;  // KvDType; the text has it where it is not that of Q
     std::uint8_t score = 0;     // Score of kernel/key.h
@@ -58,9 +58,10 @@ std::uint8_t half_octave(double value);
 double middle_of(std::uint8_t half_octave);
 
 Bucket bucket_of(const DecodeProblem& problem, const Sizes& sizes);
-Bucket bucket_of(const PackedProblem& problem, const Sizes& sizes);
+/// `pass`: packed_forward or packed_backward.
+Bucket bucket_of(const PackedProblem& problem, const Sizes& sizes, Family pass = Family::packed_forward);
 /// Families that have records, in the order in which stores list them.
-inline constexpr Family kTunedFamilies[] = {Family::decode, Family::packed_forward};
+inline constexpr Family kTunedFamilies[] = {Family::decode, Family::packed_forward, Family::packed_backward};
 /// The inverse of Bucket::to_string; false for what is no bucket of this version.
 bool parse_bucket(std::string_view text, Bucket& bucket);
 

@@ -17,6 +17,7 @@ struct CandidateSet {
     ListMatch list{};
     std::vector<TuneCandidate> all;  // the default first, then in the order of preference; those ruled out say why
     double floor_us = 0;
+    int tolerated_spill = 0;  // bytes a thread that rule nothing out
 
     /// Still in the race.
     std::vector<std::size_t> alive() const;

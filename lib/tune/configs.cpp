@@ -105,6 +105,23 @@ constexpr DecodeConfig kPacked[] = {
 constexpr std::int32_t kNoKnob[] = {0};
 constexpr ConfigList kPackedList = {.sm = 0, .name = "packed", .kernels = kPacked, .splits = kNoKnob, .rows = kNoKnob};
 
+// Of packed backward kernels, in the planner's order (plan/backward_tiles.cpp). Into how many items the heads of a group fall is
+// what a plan can choose.
+constexpr DecodeConfig kBackward[] = {
+    {.mainloop = kWgmma, .warps = 8, .producers = 4, .block_kv = 128, .stages = 2, .blocks = 1},
+    {.mainloop = kMma, .warps = 8, .block_kv = 128, .stages = 2, .blocks = 1},
+    {.mainloop = kMma, .warps = 8, .block_kv = 128, .stages = 1, .blocks = 1},
+    {.mainloop = kMma, .warps = 8, .block_kv = 64, .stages = 2, .blocks = 1},
+    {.mainloop = kMma, .warps = 8, .block_kv = 64, .stages = 1, .blocks = 1},
+    {.mainloop = kMma, .warps = 8, .block_kv = 64, .stages = 2, .blocks = 2},
+    {.mainloop = kMma, .warps = 8, .block_kv = 64, .stages = 1, .blocks = 2},
+    {.mainloop = kMma, .warps = 8, .block_kv = 32, .stages = 2, .blocks = 1},
+    {.mainloop = kMma, .warps = 8, .block_kv = 32, .stages = 1, .blocks = 1},
+};
+constexpr std::int32_t kGroupSplits[] = {0, 1, 2, 4, 8};
+constexpr ConfigList kBackwardList = {
+    .sm = 0, .name = "packed_backward", .kernels = kBackward, .splits = kGroupSplits, .rows = kNoKnob};
+
 constexpr ConfigList kLists[] = {
     {.sm = 90, .name = "sm_90", .kernels = kSm90, .splits = kSplits, .rows = kRows},
     {.sm = 100, .name = "sm_100", .kernels = kSm100, .splits = kSplits, .rows = kRows},
@@ -160,7 +177,7 @@ ListMatch list_for(int sm) {
     return {find(0), Match::generic};
 }
 
-ListMatch packed_list() { return {&kPackedList, Match::generic}; }
+ListMatch packed_list(Family pass) { return {pass == Family::packed_backward ? &kBackwardList : &kPackedList, Match::generic}; }
 
 std::vector<DecodeConfig> configs_of(const ConfigList& list) {
     std::vector<DecodeConfig> configs;

@@ -36,8 +36,8 @@ struct ListMatch {
 std::span<const ConfigList> config_lists();
 /// The list for an SM: its own, of an SM whose multiprocessor is the same but for sizes, of its major version, the generic one.
 ListMatch list_for(int sm);
-/// Of packed forward kernels: one for every SM, because what runs where is a matter of limits alone.
-ListMatch packed_list();
+/// Of kernels over packs, packed_forward or packed_backward: one for every SM, because what runs where is a matter of limits alone.
+ListMatch packed_list(Family pass);
 
 /// Every kernel with every split and width, in the order in which ties are broken.
 std::vector<DecodeConfig> configs_of(const ConfigList& list);
@@ -45,7 +45,7 @@ std::vector<DecodeConfig> configs_of(const ConfigList& list);
 /// Position of a configuration in that order; past the end for one that is not in the list. `resolved` has its stages filled in.
 struct PreferenceOrder {
     explicit PreferenceOrder(int sm, Family family = Family::decode)
-        : list(family == Family::packed_forward ? packed_list().list : list_for(sm).list) {}
+        : list(family == Family::decode ? list_for(sm).list : packed_list(family).list) {}
     const ConfigList* list;
     bool operator()(const DecodeConfig& a, const DecodeConfig& b) const;
     std::size_t rank(const DecodeConfig& resolved) const;

@@ -103,8 +103,9 @@ Lookup Database::find(const Bucket& bucket, const DecodeProblem& problem, const 
 }
 
 Lookup Database::find(const Bucket& bucket, const PackedProblem& problem, const DecodeConfig& fixed) const {
+    const PackedPass pass(static_cast<Family>(bucket.family), problem);
     return find_legal(
-        bucket, [&](const DecodeConfig& config) { return why_illegal(problem, as_packed(config), device_.limits); }, fixed);
+        bucket, [&](const DecodeConfig& config) { return pass.why_illegal(config, device_.limits); }, fixed);
 }
 
 Lookup Database::find_legal(const Bucket& bucket, const Legality& why_illegal, const DecodeConfig& fixed) const {

@@ -82,15 +82,16 @@ std::size_t least_cost(std::span<const TuneCandidate> candidates) {
     return best;
 }
 
-void drop_spilling(std::span<TuneCandidate> candidates) {
+void drop_spilling(std::span<TuneCandidate> candidates, int tolerated) {
     const auto alive = [](const TuneCandidate& c) { return c.status == "ok" && c.compiled; };
-    const bool any_clean =
-        std::any_of(candidates.begin(), candidates.end(), [&](const TuneCandidate& c) { return alive(c) && c.spill_bytes == 0; });
+    const bool any_clean = std::any_of(candidates.begin(), candidates.end(),
+                                       [&](const TuneCandidate& c) { return alive(c) && c.spill_bytes <= tolerated; });
     for (TuneCandidate& candidate : candidates)
-        if (any_clean && alive(candidate) && candidate.spill_bytes > 0)
+        if (any_clean && alive(candidate) && candidate.spill_bytes > tolerated)
             rule_out(candidate, "pruned:spill",
                      std::to_string(candidate.spill_bytes) + " bytes a thread spilled at " + std::to_string(candidate.registers) +
-                         " registers, where other candidates spill none");
+                         " registers, where other candidates spill " +
+                         (tolerated == 0 ? "none" : "at most " + std::to_string(tolerated)));
 }
 
 }  // namespace sapwood::tune

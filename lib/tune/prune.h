@@ -25,7 +25,7 @@ void drop(TuneCandidate& candidate, const char* status, std::string reason);
 /// as is known (before and after compiling). 0 if there is none.
 std::size_t least_cost(std::span<const TuneCandidate> candidates);
 
-/// Spilling candidates are dropped unless all of `candidates` that are left spill.
-void drop_spilling(std::span<TuneCandidate> candidates);
+/// Candidates that spill more than `tolerated` bytes a thread are dropped unless all of `candidates` that are left do.
+void drop_spilling(std::span<TuneCandidate> candidates, int tolerated);
 
 }  // namespace sapwood::tune

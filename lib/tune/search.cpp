@@ -33,7 +33,12 @@ const TuneCandidate* result_of(std::span<const TuneCandidate> known, const Decod
 class Search {
 public:
     Search(CandidateSet set, Measurer& measurer, const DeviceFacts& device, const TuneOptions& options)
-        : all_(std::move(set.all)), samples_(all_.size()), measurer_(measurer), device_(device), options_(options) {}
+        : tolerated_spill_(set.tolerated_spill),
+          all_(std::move(set.all)),
+          samples_(all_.size()),
+          measurer_(measurer),
+          device_(device),
+          options_(options) {}
 
     TuneReport run(std::span<const TuneCandidate> known) {
         const bool anything_new = take_over(known);
@@ -130,7 +135,7 @@ private:
         }
         TuneCandidate& first = all_.front();
         const bool default_spills = first.compiled && first.spill_bytes > 0;
-        drop_spilling(all_);
+        drop_spilling(all_, tolerated_spill_);
         if (default_spills) first.status = "ok", first.reason.clear();  // slow or not, it is what everything is compared with
         for (const std::size_t i : running()) {
             if (!all_[i].compiled) continue;
@@ -223,6 +228,7 @@ private:
         });
     }
 
+    const int tolerated_spill_;
     std::vector<TuneCandidate> all_;
     std::vector<std::vector<double>> samples_;
     std::vector<bool> frozen_;

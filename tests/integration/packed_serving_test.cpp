@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <fstream>
 
 #include "engine/engine_config.h"
@@ -13,6 +14,7 @@
 #include "plan/packed_tiles.h"
 #include "sapwood/sapwood.h"
 #include "support/cache_fixture.h"
+#include "support/compare.h"
 #include "support/half.h"
 #include "support/inputs.h"
 #include "tune/config_fields.h"
@@ -45,6 +47,21 @@ struct Tensors {
         all = {.q = q.data(), .k = k.data(), .v = v.data(), .out = out.data(), .lse = lse.data()};
     }
 };
+
+/// A record in which `best` takes half of the default's time.
+void record_twice_as_fast(const fs::path& db, Engine& engine, const tune::PackedPass& pass, const Pack& pack,
+                          const DecodeConfig& best) {
+    const tune::DeviceFacts device = facts_of(setup_of(engine));
+    const tune::Sizes sizes = tune::sizes_of(pass.problem(), pack);
+    tune::Record record = {
+        .bucket = tune::bucket_of(pass.problem(), sizes, pass.family()), .policy = TunePolicy{}.name, .code = tune::code_digest()};
+    TuneReport report;
+    report.default_config = pass.by_default({}, device.limits);
+    report.candidates = {{.config = report.default_config, .median_us = 20, .samples = 30},
+                         {.config = best, .median_us = 10, .samples = 30}};
+    tune::add(record, "case", sizes, report, {.date = "d", .sm = 90});
+    tune::RecordStore(db).save(tune::environment_of(device, {}), record, {});
+}
 
 std::vector<std::string> sorted(std::vector<std::string> keys) {
     std::sort(keys.begin(), keys.end());
@@ -164,33 +181,54 @@ TEST_CASE("packs under a tuning database: a plan takes what it says, and says so
     const DecodeConfig best = {.mainloop = Mainloop::wgmma, .warps = 8, .producers = 4, .block_kv = 64, .stages = 2, .blocks = 1};
     REQUIRE(!tune::same_config(tune::as_decode(by_default), best));
 
-    const PackedProblem whole = complete(problem);
-    const tune::Sizes sizes = tune::sizes_of(whole, pack);
-    tune::Record record = {.bucket = tune::bucket_of(whole, sizes), .policy = TunePolicy{}.name, .code = tune::code_digest()};
-    TuneReport report;
-    report.default_config = tune::as_decode(by_default);
-    report.candidates = {{.config = report.default_config, .median_us = 20, .samples = 30},
-                         {.config = best, .median_us = 10, .samples = 30}};
-    tune::add(record, "case", sizes, report, {.date = "d", .sm = 90});
-    tune::RecordStore(dir.path()).save(tune::environment_of(facts_of(setup_of(bare)), {}), record, {});
+    record_twice_as_fast(dir.path(), bare, {Family::packed_forward, complete(problem)}, pack, best);
 
     Engine engine({.target = "sm_90a", .disk_cache = false, .compile_only = true, .tune = "read", .tune_dir = dir.path()});
     const PackedPlan tuned = engine.plan_packed(problem, pack);
     CHECK(tuned.info().tuned == TuneMatch::exact);
     CHECK(tuned.kernel_key().find("/wgmma/w8/p4/kv64/s2/b1/") != std::string::npos);
     CHECK(engine.plan_packed(problem, pack, by_default).info().tuned == TuneMatch::none);
+    // Heads that are asked for are not what was measured.
+    CHECK(engine.plan_packed(problem, pack, {.heads = 1}).info().tuned == TuneMatch::none);
     const std::vector<Segment> crumb = {{-1, 3}};
     CHECK(engine.plan_packed(problem, Pack::from_segments(crumb)).info().tuned == TuneMatch::fallback);
     const EngineStats stats = engine.stats();
     CHECK((stats.tune_exact == 1 && stats.tune_default == 1));
     // The warm-up asks the same database: it lists what the plans will want, and not the default alone.
-    const TracedPack traced = {.problem = whole,
+    const TracedPack traced = {.problem = complete(problem),
                                .target = "sm_80",
                                .rows = pack.rows(),
                                .tokens = pack.keys(),
                                .visible_pairs = pack.visible_pairs(),
                                .runs = static_cast<std::int64_t>(pack.runs().size())};
     CHECK(keys_of(engine, {&traced, 1}).keys == std::vector{tuned.kernel_key()});
+}
+
+TEST_CASE("packs under a tuning database: a backward plan takes kernel and heads from it, a deterministic one the kernel alone") {
+    test::TempDir dir;
+    Engine bare({.target = "sm_90a", .disk_cache = false, .compile_only = true, .tune = "off"});
+    const PackedProblem problem = {.q_heads = 32, .kv_heads = 8, .head_dim = 128};
+    const Pack pack = Pack::from_segments(std::vector<Segment>{{-1, 4000}, {0, 1000}, {0, 1000}});
+    CHECK(bare.plan_packed_backward(problem, pack).info().config.mainloop == Mainloop::wgmma);
+    const DecodeConfig best = {.mainloop = Mainloop::mma, .warps = 8, .block_kv = 64, .stages = 2, .blocks = 1, .split = 2};
+    record_twice_as_fast(dir.path(), bare, {Family::packed_backward, complete(problem)}, pack, best);
+
+    Engine engine({.target = "sm_90a", .disk_cache = false, .compile_only = true, .tune = "read", .tune_dir = dir.path()});
+    const PackedBackwardPlan tuned = engine.plan_packed_backward(problem, pack);
+    CHECK(tuned.info().tuned == TuneMatch::exact);
+    CHECK((tuned.info().config.mainloop == Mainloop::mma && tuned.info().config.block_kv == 64 && tuned.info().config.heads == 2));
+    const PackedBackwardInfo ordered = engine.plan_packed_backward(problem, pack, {.deterministic = true}).info();
+    CHECK((ordered.tuned == TuneMatch::exact && ordered.config.block_kv == 64 && ordered.config.heads == 0));
+    // The forward pass over the same pack has no record.
+    CHECK(engine.plan_packed(problem, pack).info().tuned == TuneMatch::fallback);
+    const TracedPack traced = {.problem = complete(problem),
+                               .backward = true,
+                               .target = "sm_80",
+                               .rows = pack.rows(),
+                               .tokens = pack.keys(),
+                               .visible_pairs = pack.visible_pairs(),
+                               .runs = static_cast<std::int64_t>(pack.runs().size())};
+    CHECK(keys_of(engine, {&traced, 1}).keys == sorted(tuned.kernel_keys()));
 }
 
 TEST_CASE("packs as the tuner runs them: candidates give the default's result; tensors that cannot be compared are refused") {
@@ -200,7 +238,9 @@ TEST_CASE("packs as the tuner runs them: candidates give the default's result; t
     const PackedTensors sets[] = {tensors.all};
     const auto subject = packed_subject(engine, kProblem, pack, sets);
     const TuneResult result = subject->result();
-    CHECK((result.rows == 95 && result.heads == 2 && result.dim == 64 && result.out == tensors.out.data()));
+    REQUIRE(result.tensors.size() == 1);
+    CHECK((result.tensors[0].rows == 95 && result.tensors[0].row == 2 * 64 && result.tensors[0].data == tensors.out.data()));
+    CHECK(result.lses == 95 * 2);
     std::vector<std::vector<float>> lses;
     for (const std::int32_t block_kv : {64, 32}) {
         std::fill(tensors.lse.begin(), tensors.lse.end(), std::nanf(""));
@@ -214,4 +254,37 @@ TEST_CASE("packs as the tuner runs them: candidates give the default's result; t
     gaps[0].out_head_stride = 72;
     CHECK_THROWS_WITH_AS(packed_subject(engine, kProblem, pack, gaps), doctest::Contains("densely packed"), Error);
     CHECK_THROWS_WITH_AS(packed_subject(engine, kProblem, pack, {}), doctest::Contains("at least one set"), Error);
+}
+
+TEST_CASE("packs as the tuner runs them: gradients of a candidate are the default's") {
+    Engine engine({.target = "host", .cache_dir = SAPWOOD_BINARY_DIR "/test-cache"});
+    const Pack pack = small_pack();
+    Tensors tensors(pack);
+    PackedPlan forward = engine.plan_packed(kProblem, pack);
+    engine.launch(forward, tensors.all);
+    support::HalfBuffer dq(tensors.q.size()), dk(tensors.k.size()), dv(tensors.v.size());
+    const PackedTensors& t = tensors.all;
+    const PackedGradients sets[] = {
+        {.q = t.q, .k = t.k, .v = t.v, .out = t.out, .dout = t.q, .lse = t.lse, .dq = dq.data(), .dk = dk.data(), .dv = dv.data()}};
+    const auto subject = backward_subject(engine, kProblem, pack, sets);
+    const TuneResult result = subject->result();
+    REQUIRE(result.tensors.size() == 3);
+    CHECK((result.tensors[0].data == dq.data() && result.tensors[0].rows == 95 && result.tensors[0].row == 2 * 64));
+    CHECK((result.tensors[2].data == dv.data() && result.tensors[2].rows == 95 && result.tensors[2].row == 64));
+    std::vector<std::vector<double>> found;
+    for (const std::int32_t split : {0, 2}) {  // the group's two heads in one item, and in two
+        for (support::HalfBuffer* gradient : {&dq, &dk, &dv}) std::memset(gradient->data(), 0xff, gradient->bytes());
+        auto prepared = subject->prepare(
+            {.mainloop = Mainloop::mma, .warps = 8, .block_kv = 64, .stages = 1, .blocks = 1, .split = split}, nullptr);
+        CHECK(prepared.report.key.starts_with("packed_backward/"));
+        prepared.launch(0, nullptr);
+        std::vector<double>& all = found.emplace_back();
+        for (support::HalfBuffer* gradient : {&dq, &dk, &dv})
+            for (std::int64_t i = 0; i < gradient->size(); ++i)
+                all.push_back(static_cast<double>(support::widen(DType::bf16, gradient->data()[i])));
+    }
+    CHECK(support::relative_error(found[1], found[0]) < 4e-3);
+    PackedGradients gaps[] = {sets[0]};
+    gaps[0].dk_head_stride = 72;
+    CHECK_THROWS_WITH_AS(backward_subject(engine, kProblem, pack, gaps), doctest::Contains("densely packed"), Error);
 }

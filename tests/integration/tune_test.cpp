@@ -177,23 +177,36 @@ TEST_CASE("tune tool: training workloads are tuned and recorded beside decode, o
     const std::string command = SAPWOOD_TOOL " tune --simulate --db " + db.string() + " --limit 3";
     const auto [printed, code] = shell(command + workloads + "training.json " SAPWOOD_SOURCE_DIR "/tests/workloads/plain.json");
     CHECK_MESSAGE(code == 0, printed);
-    CHECK(printed.find("5 problems in") != std::string::npos);  // two of the decode cases have equal sizes
+    CHECK(printed.find("8 problems in") != std::string::npos);  // two of the decode cases have equal sizes
     const tune::RecordStore store(db);
     REQUIRE(store.environments().size() == 1);
-    std::size_t packed = 0, decode = 0, timed = 0;
+    std::size_t forward = 0, backward = 0, decode = 0, timed = 0;
     for (const tune::Record& record : store.records(store.environments()[0])) {
-        const bool of_pack = record.bucket.family == static_cast<std::uint8_t>(Family::packed_forward);
-        (of_pack ? packed : decode) += record.measured.size();
+        const auto family = static_cast<Family>(record.bucket.family);
+        (family == Family::packed_forward    ? forward
+         : family == Family::packed_backward ? backward
+                                             : decode) += record.measured.size();
         for (const tune::Measured& measured : record.measured)
-            for (const tune::Timing& timing : measured.timings) timed += of_pack && timing.candidate.measured();
+            for (const tune::Timing& timing : measured.timings) timed += family != Family::decode && timing.candidate.measured();
     }
-    CHECK((packed == 3 && decode == 2 && timed >= 15));
+    CHECK((forward == 3 && backward == 3 && decode == 2 && timed >= 30));
     const std::string index = text_of(db / store.environments()[0].id() / "index.json");
-    CHECK(index.find("\"packed_forward/b1/bf16/d128/") != std::string::npos);
+    for (const char* family : {"packed_forward", "packed_backward"})
+        CHECK(index.find("\"" + std::string(family) + "/b1/bf16/d128/") != std::string::npos);
     // What is recorded is not measured again: a candidate that would kill the worker is not even tried.
     const auto [again, again_code] = shell(command + " --simulate-crash block_kv=64" + workloads + "training.json");
     CHECK_MESSAGE(again_code == 0, again);
     CHECK(again.find("killed") == std::string::npos);
+
+    // One pass alone.
+    const fs::path other = dir.path() / "backward";
+    const auto [one, one_code] =
+        shell(SAPWOOD_TOOL " tune --simulate --limit 2 --passes bwd --db " + other.string() + workloads + "training.json");
+    CHECK_MESSAGE(one_code == 0, one);
+    CHECK(one.find(" fwd ") == std::string::npos);
+    const std::vector<tune::Record> kept = tune::RecordStore(other).records(store.environments()[0]);
+    CHECK(kept.size() == 2);
+    for (const tune::Record& record : kept) CHECK(record.bucket.to_string().starts_with("packed_backward/"));
 
     const auto [keys, keys_code] =
         shell(SAPWOOD_TOOL " warm --list --engine-config " SAPWOOD_SOURCE_DIR "/tools/examples/trainer.json");

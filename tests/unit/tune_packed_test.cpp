@@ -28,6 +28,11 @@ Pack pack_of(std::int64_t prompt, int answers, std::int64_t tokens) {
     return Pack::from_segments(segments);
 }
 
+tune::CandidateSet candidates(const PackedProblem& problem, const Pack& pack, const tune::DeviceFacts& device,
+                              const TuneOptions& options = {}, Family pass = Family::packed_forward) {
+    return tune::find_packed_candidates({pass, problem}, pack, device, options, {});
+}
+
 const TuneCandidate* find(const tune::CandidateSet& set, const DecodeConfig& config) {
     for (const TuneCandidate& candidate : set.all)
         if (tune::same_config(candidate.config, config)) return &candidate;
@@ -52,12 +57,18 @@ TEST_CASE("tune packed: a bucket is shapes, tokens, density and the length of se
         tune::bucket_of(DecodeProblem{.q_heads = 32, .kv_heads = 8, .head_dim = 128, .head_dim_v = 128, .scale = 1}, sizes);
     CHECK(!tune::same_code(bucket, decode));
     CHECK(tune::key24(bucket) != tune::key24(decode));
-    CHECK(!tune::parse_bucket("packed_backward" + bucket.to_string().substr(14), read));
+    // So is the backward pass.
+    const tune::Bucket backward = tune::bucket_of(problem, sizes, Family::packed_backward);
+    CHECK(backward.to_string() == "packed_backward" + bucket.to_string().substr(14));
+    REQUIRE(tune::parse_bucket(backward.to_string(), read));
+    CHECK(read == backward);
+    CHECK(!tune::same_code(bucket, backward));
+    CHECK(!tune::parse_bucket("backward_finish" + bucket.to_string().substr(14), read));
 }
 
 TEST_CASE("tune packed: all that can run is a candidate, the default first; what cannot says why") {
     const Pack pack = pack_of(4096, 12, 1024);
-    const tune::CandidateSet hopper = tune::find_packed_candidates(problem_of(128), pack, facts("sm_90a"), {}, {});
+    const tune::CandidateSet hopper = candidates(problem_of(128), pack, facts("sm_90a"));
     REQUIRE(hopper.alive().size() >= 6);
     CHECK(hopper.alive().front() == 0);
     CHECK(tune::same_config(hopper.all[0].config, tune::as_decode(choose_config(problem_of(128), {}, facts("sm_90a").limits))));
@@ -69,7 +80,7 @@ TEST_CASE("tune packed: all that can run is a candidate, the default first; what
     }
     CHECK(hopper.all[tune::least_cost(hopper.all)].config.mainloop == Mainloop::wgmma);
 
-    const tune::CandidateSet ada = tune::find_packed_candidates(problem_of(64), pack, facts("sm_89"), {}, {});
+    const tune::CandidateSet ada = candidates(problem_of(64), pack, facts("sm_89"));
     CHECK(ada.alive().size() >= 3);
     for (const TuneCandidate& candidate : ada.all) {
         if (candidate.config.mainloop != Mainloop::wgmma) continue;
@@ -81,7 +92,7 @@ TEST_CASE("tune packed: all that can run is a candidate, the default first; what
     const DecodeConfig mine = {.mainloop = Mainloop::mma, .warps = 4, .producers = 2, .block_kv = 32, .stages = 3, .blocks = 1};
     TuneOptions options = {.add = {mine}};
     options.prune = [](const TuneCandidate& c) { return c.config.block_kv == 128 ? std::string("too wide") : std::string(); };
-    const tune::CandidateSet asked = tune::find_packed_candidates(problem_of(64), pack, facts("sm_90a"), options, {});
+    const tune::CandidateSet asked = candidates(problem_of(64), pack, facts("sm_90a"), options);
     REQUIRE(find(asked, mine) != nullptr);
     CHECK(find(asked, mine)->status == "ok");
     for (const TuneCandidate& candidate : asked.all)
@@ -93,7 +104,7 @@ TEST_CASE("tune packed: records lie beside those of decode, and an engine's look
     const PackedProblem problem = problem_of(128);
     const Pack pack = pack_of(4096, 12, 1024);
     const tune::DeviceFacts here = facts("sm_90a");
-    const tune::CandidateSet set = tune::find_packed_candidates(problem, pack, here, {}, {});
+    const tune::CandidateSet set = candidates(problem, pack, here);
     const DecodeConfig by_default = set.all[0].config, best = set.all[set.alive()[1]].config;
     TuneReport report;
     report.default_config = by_default;
@@ -126,4 +137,37 @@ TEST_CASE("tune packed: records lie beside those of decode, and an engine's look
     const tune::Lookup refused = tune::Database(small, dir.path(), false).find(record.bucket, problem, {});
     CHECK(refused.match == TuneMatch::fallback);
     CHECK(refused.rejected.find("bytes of shared memory") != std::string::npos);
+}
+
+TEST_CASE("tune packed: a backward pass is tried with every kernel that can run, and its groups in as many items as divide them") {
+    constexpr Family kPass = Family::packed_backward;
+    const PackedProblem problem = problem_of(128);
+    const Pack pack = Pack::from_segments(std::vector<Segment>{{-1, 32768}});
+    const tune::PackedPass pass(kPass, problem);
+    const tune::CandidateSet set = candidates(problem, pack, facts("sm_90a"), {}, kPass);
+    CHECK(tune::same_config(set.all[0].config, pass.by_default({}, facts("sm_90a").limits)));
+    CHECK(set.all[0].config.mainloop == Mainloop::wgmma);
+    int splits = 0, by_warps = 0;
+    for (const std::size_t i : set.alive()) {
+        const DecodeConfig& config = set.all[i].config;
+        CHECK(pass.why_illegal(config, facts("sm_90a").limits).empty());
+        CHECK(set.all[i].cost_us >= set.floor_us);
+        CHECK(set.all[i].items > 0);
+        splits += config.mainloop == Mainloop::wgmma && config.split > 1;
+        by_warps += config.mainloop == Mainloop::mma && config.split == 0;
+    }
+    // Here the planner has an item walk one head by itself: split=4 would be measured twice.
+    CHECK(splits == 1);
+    CHECK(by_warps >= 3);
+    REQUIRE(!set.all[0].same.empty());
+    CHECK(set.all[0].same[0].split == 4);
+    DecodeConfig eight = set.all[0].config;
+    eight.split = 8;
+    REQUIRE(find(set, eight) != nullptr);
+    CHECK(find(set, eight)->reason.find("4 query heads of a KV head do not fall into 8") != std::string::npos);
+    // `split` is PackedConfig::heads, and back.
+    DecodeConfig two = set.all[0].config;
+    two.split = 2;
+    CHECK(pass.as_packed(two).heads == 2);
+    CHECK(tune::same_config(pass.as_decode(pass.as_packed(two)), two));
 }
