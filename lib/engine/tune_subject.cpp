@@ -74,11 +74,27 @@ private:
     std::span<const DecodeTensors> sets_;
 };
 
-class PackedSubject : public TuneSubject {
+/// A pass over a pack.
+template <class Tensors>
+class PassSubject : public TuneSubject {
 public:
-    PackedSubject(Engine& engine, const PackedProblem& problem, const Pack& pack, std::span<const PackedTensors> sets)
+    PassSubject(Engine& engine, const PackedProblem& problem, const Pack& pack, std::span<const Tensors> sets)
         : engine_(engine), problem_(complete(problem)), pack_(pack), sets_(sets) {
         check_any(sets);
+    }
+    std::size_t sets() const override { return sets_.size(); }
+
+protected:
+    Engine& engine_;
+    PackedProblem problem_;
+    const Pack& pack_;
+    std::span<const Tensors> sets_;
+};
+
+class PackedSubject : public PassSubject<PackedTensors> {
+public:
+    PackedSubject(Engine& engine, const PackedProblem& problem, const Pack& pack, std::span<const PackedTensors> sets)
+        : PassSubject(engine, problem, pack, sets) {
         for (const PackedTensors& set : sets)
             check_dense(set.out_token_stride, set.out_head_stride, problem_.q_heads, problem_.head_dim_v);
     }
@@ -92,20 +108,12 @@ public:
                 .lses = pack_.rows() * problem_.q_heads,
                 .unwritten = {}};
     }
-    std::size_t sets() const override { return sets_.size(); }
-
-private:
-    Engine& engine_;
-    PackedProblem problem_;
-    const Pack& pack_;
-    std::span<const PackedTensors> sets_;
 };
 
-class BackwardSubject : public TuneSubject {
+class BackwardSubject : public PassSubject<PackedGradients> {
 public:
     BackwardSubject(Engine& engine, const PackedProblem& problem, const Pack& pack, std::span<const PackedGradients> sets)
-        : engine_(engine), problem_(complete(problem)), pack_(pack), sets_(sets) {
-        check_any(sets);
+        : PassSubject(engine, problem, pack, sets) {
         for (const PackedGradients& set : sets) {
             check_dense(set.dq_token_stride, set.dq_head_stride, problem_.q_heads, problem_.head_dim);
             check_dense(set.dk_token_stride, set.dk_head_stride, problem_.kv_heads, problem_.head_dim);
@@ -125,13 +133,6 @@ public:
                             {first.dv, pack_.keys(), kv_heads * problem_.head_dim_v}},
                 .unwritten = {}};
     }
-    std::size_t sets() const override { return sets_.size(); }
-
-private:
-    Engine& engine_;
-    PackedProblem problem_;
-    const Pack& pack_;
-    std::span<const PackedGradients> sets_;
 };
 
 }  // namespace
