@@ -83,8 +83,6 @@ std::string why_warpgroups_illegal(const PackedProblem& problem, const PackedCon
 
 }  // namespace
 
-std::span<const PackedConfig> backward_configs() { return kCandidates; }
-
 std::int64_t backward_shared_bytes(const PackedProblem& problem, const PackedConfig& config) {
     if (config.mainloop != Mainloop::wgmma) return abi::backward_warp_shared_bytes(warp_shape(problem, config));
     return abi::backward_shared_bytes({static_cast<unsigned>(problem.head_dim), static_cast<unsigned>(problem.head_dim_v)});

@@ -3,16 +3,12 @@
 #pragma once
 
 #include <cstdint>
-#include <span>
 #include <string>
 
 #include "plan/limits.h"
 #include "sapwood/packed.h"
 
 namespace sapwood {
-
-/// Every tile size that there is a kernel for, best first. (Of none does `heads` say anything: that is a matter of the plan.)
-std::span<const PackedConfig> backward_configs();
 
 /// Shared memory of a block of the main kernel. `config` is complete.
 std::int64_t backward_shared_bytes(const PackedProblem& problem, const PackedConfig& config);

@@ -62,7 +62,7 @@ struct RowLoad {
     double rows = 0, tiles = 0, arithmetic_to_loads = 0;
     /// Of single warps. Work for warpgroups: enough query rows to fill their 64, and more arithmetic than hides behind the loads.
     /// Less of it suffices where rows see the same keys, as those of drafts do. From the 45 FastTree cases and spec.json's short
-    /// list on an H100: of 85, two lose more than 3 % against the other loop (6 and 7 %).
+    /// list on an H100: of 85, two lose more than 3 % against the other loop (4 and 7 %).
     bool heavy(bool drafts) const;
     /// Of warpgroups with 64 keys. Work for their tiles of 128 keys, if most rows see whole tiles. From the row-heavy cases of
     /// spec.json on an H100.

@@ -2,32 +2,18 @@
 #include "tune/candidates.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "base/error.h"
 #include "plan/tiles.h"
 #include "tune/config_fields.h"
 #include "tune/cost.h"
 #include "tune/prune.h"
+#include "tune/same_plan.h"
 
 namespace sapwood::tune {
 namespace {
 
 /// Same bytes, same work: FNV-1a over the lists.
-std::uint64_t fingerprint(const WorkList& list) {
-    std::uint64_t h = 0xcbf29ce484222325u;
-    const auto add = [&](const auto& vector) {
-        const auto* bytes = reinterpret_cast<const unsigned char*>(vector.data());
-        for (std::size_t i = 0; i < vector.size() * sizeof(vector[0]); i += 4) {
-            std::uint32_t word;
-            std::memcpy(&word, bytes + i, sizeof word);
-            h = (h ^ word) * 0x100000001b3u;
-        }
-    };
-    add(list.items), add(list.requests), add(list.chunks), add(list.merges);
-    return h;
-}
-
 /// Fields left open filled in as the planner would; false and a reason if nothing fits them.
 bool resolve(const DecodeProblem& problem, const DeviceFacts& device, TuneCandidate& candidate) {
     try {
@@ -95,14 +81,8 @@ CandidateSet find_candidates(const DecodeProblem& problem, const Forest& forest,
         candidate.arithmetic_us = cost.arithmetic_us;
         candidate.cost_us = cost.us;
         if (options.cost) candidate.cost_us = options.cost(candidate);
-        prints[i] = fingerprint(plan->list);
-        for (std::size_t j = 0; j < i; ++j) {
-            if (prints[j] == prints[i] && found[j].status == "ok" && same_kernel(found[j].config, candidate.config)) {
-                drop(candidate, "pruned:same-plan", "plans the same work items as " + config_text(found[j].config));
-                found[j].same.push_back(candidate.config);
-                break;
-            }
-        }
+        prints[i] = fingerprint(plan->list.items, plan->list.requests, plan->list.chunks, plan->list.merges);
+        drop_same_plan(found, prints, i);
         if (i == 0 || !options.prune) continue;
         if (std::string reason = options.prune(candidate); !reason.empty()) drop(candidate, "pruned:caller", std::move(reason));
     }

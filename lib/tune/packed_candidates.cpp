@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "tune/config_fields.h"
 #include "tune/prune.h"
+#include "tune/same_plan.h"
 
 namespace sapwood::tune {
 namespace {
@@ -81,12 +82,7 @@ CandidateSet find_packed_candidates(const PackedPass& pass, const Pack& pack, co
         candidate.cost_us = options.cost ? options.cost(candidate) : candidate.model_us;
         set.floor_us = std::max(work.flops / kPeak / sms, least_bytes(pass, pack) / kHbmBytesPerMicrosecond);
         prints[i] = work.print;
-        for (std::size_t j = 0; j < i; ++j) {
-            if (prints[j] != prints[i] || set.all[j].status != "ok" || !same_kernel(set.all[j].config, candidate.config)) continue;
-            drop(candidate, "pruned:same-plan", "plans the same work items as " + config_text(set.all[j].config));
-            set.all[j].same.push_back(candidate.config);
-            break;
-        }
+        drop_same_plan(set.all, prints, i);
         if (i == 0 || !options.prune) continue;
         if (std::string reason = options.prune(candidate); !reason.empty()) drop(candidate, "pruned:caller", std::move(reason));
     }

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-#include <cstring>
+#include <array>
 
-#include "base/digest.h"
 #include "plan/backward_plan.h"
 #include "plan/backward_tiles.h"
 #include "plan/packed_plan.h"
 #include "plan/packed_tiles.h"
 #include "tune/packed_candidates.h"
+#include "tune/same_plan.h"
 
 namespace sapwood::tune {
 namespace {
@@ -22,19 +22,6 @@ To tiles_of(const From& config) {
 }
 
 double flops_of_a_pair(double flops, std::int64_t pairs) { return pairs > 0 ? flops / static_cast<double>(pairs) : 0; }
-
-/// Of what one kernel is given to do.
-std::uint64_t print_of(const PackedBackwardPlan::Impl& plan) {
-    Hasher hasher;
-    const auto bytes = std::as_bytes(std::span(plan.list.blocks));
-    hasher.field(1, std::string_view(reinterpret_cast<const char*>(bytes.data()), bytes.size()))
-        .field(2, std::to_string(plan.bundles))
-        .field(3, std::to_string(plan.section_heads));
-    const Digest digest = hasher.finish();
-    std::uint64_t print = 0;
-    std::memcpy(&print, digest.data(), sizeof print);
-    return print;
-}
 
 }  // namespace
 
@@ -87,7 +74,7 @@ PackedPass::Work PackedPass::work(const Pack& pack, const DecodeConfig& config, 
     return {.items = info.blocks,
             .flops = info.flops,
             .flops_in_tiles = static_cast<double>(info.tiles) * abi::kRowTile * config.block_kv * pair,
-            .print = print_of(*plan)};
+            .print = fingerprint(plan->list.blocks, std::array{plan->bundles, plan->section_heads})};
 }
 
 }  // namespace sapwood::tune

@@ -5,6 +5,8 @@
 #include <limits>
 
 #include "plan/tiles.h"
+#include "tune/config_fields.h"
+#include "tune/same_plan.h"
 
 namespace sapwood::tune {
 namespace {
@@ -69,6 +71,17 @@ void drop(TuneCandidate& candidate, const char* status, std::string reason) {
     if (candidate.status != "ok") return;
     candidate.status = status;
     candidate.reason = std::move(reason);
+}
+
+void drop_same_plan(std::span<TuneCandidate> candidates, std::span<const std::uint64_t> prints, std::size_t which) {
+    TuneCandidate& candidate = candidates[which];
+    for (std::size_t i = 0; i < which; ++i) {
+        TuneCandidate& earlier = candidates[i];
+        if (prints[i] != prints[which] || earlier.status != "ok" || !same_kernel(earlier.config, candidate.config)) continue;
+        drop(candidate, "pruned:same-plan", "plans the same work items as " + config_text(earlier.config));
+        earlier.same.push_back(candidate.config);
+        return;
+    }
 }
 
 std::size_t least_cost(std::span<const TuneCandidate> candidates) {
