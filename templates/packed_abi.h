@@ -82,7 +82,7 @@ struct alignas(8) KeySlot {
 /// Where a key block stands in the fixed order of additions.
 struct alignas(8) BlockTurns {
     unsigned first;  // of its tiles, in BackwardParams::turns
-    unsigned part;   // parts of the same block that add dK and dV before this one
+    unsigned part;   // parts of the same block that add dK and dV before this one, counted once for all bundles
 };
 
 /// Before the backward pass: row sums, and sums set to zero. Arrays by row are [q_heads, row_tiles * kRowTile].
@@ -108,7 +108,7 @@ struct BackwardParams {
     const float* row_sums;
     float* dq_sums;
     float* kv_sums;
-    const KeyBlock* key_blocks;  // longest first; or those of late rows first, where the order of additions is fixed
+    const KeyBlock* key_blocks;  // in the order in which they are drawn, see BlockOrder
     const RowSpan* spans;
     const KeyRun* runs;
     const BlockTurns* block_turns;  // these three are null where it is not
@@ -120,7 +120,7 @@ struct BackwardParams {
     int rows, keys;
     unsigned row_tiles;
     unsigned key_block_count;
-    unsigned bundles;                // of a KV head's query heads, an item walks those of one; 1 unless their dQ outgrows L2
+    unsigned bundles;                // of a KV head's query heads, an item walks those of one; all of a head's are in one section
     unsigned kv_heads;               // these three in bundles
     unsigned group;                  // query heads a KV head
     unsigned section_heads;          // KV heads that are worked on together

@@ -11,7 +11,7 @@ constexpr auto kTile = static_cast<std::int32_t>(abi::kRowTile);
 
 }  // namespace
 
-void BackwardList::build(const Pack& pack, std::int32_t block_keys, const Longest& longest, bool by_rows, bool sums_for_all) {
+void BackwardList::build(const Pack& pack, std::int32_t block_keys, const Longest& longest, BlockOrder order, bool sums_for_all) {
     const std::span<const KeyRun> all = pack.runs();
     const auto keys = static_cast<std::int32_t>(pack.keys());
     runs.clear();
@@ -49,7 +49,8 @@ void BackwardList::build(const Pack& pack, std::int32_t block_keys, const Longes
     }
     count_additions();
     const std::int64_t limit = std::max<std::int64_t>(1, longest(unsorted_, tiles));
-    if (by_rows) return order_by_rows(limit);
+    if (order == BlockOrder::by_rows) return order_by_rows(limit, sums_for_all);
+    if (order == BlockOrder::there_and_back) return order_there_and_back(sums_for_all);
     cut(
         limit,
         [&](std::size_t block, std::vector<unsigned>& ends) {

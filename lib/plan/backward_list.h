@@ -20,8 +20,11 @@ inline std::int64_t parts_of(const abi::KeyBlock& block, std::int64_t longest) {
     return std::max<std::int64_t>(1, (block.tiles + longest - 1) / longest);
 }
 
+/// In which order blocks are drawn; see backward_order.cpp for what suits additions in a fixed order.
+enum class BlockOrder { longest_first, by_rows, there_and_back };
+
 struct BackwardList {
-    std::vector<abi::KeyBlock> blocks;  // longest first, or those of late rows first
+    std::vector<abi::KeyBlock> blocks;  // in their order
     std::vector<abi::RowSpan> spans;
     std::vector<abi::KeyRun> runs;    // the pack's
     std::vector<abi::KeySlot> slots;  // blocks in several parts
@@ -34,9 +37,10 @@ struct BackwardList {
     /// Of a block's longest part, in tiles, given all blocks and their tiles in all.
     using Longest = std::function<std::int64_t(std::span<const abi::KeyBlock> blocks, std::int64_t tiles)>;
     /// Rebuilds everything; keeps the vectors' memory. Long blocks are cut into parts: the keys of a prompt are seen by every
-    /// response, and one block would still be at them when all else is done. `sums_for_all`: whole ones have a slot too, because
-    /// several items add to each.
-    void build(const Pack& pack, std::int32_t block_keys, const Longest& longest, bool by_rows = false, bool sums_for_all = false);
+    /// response, and one block would still be at them when all else is done. (None is there and back.) `sums_for_all`: whole ones
+    /// have a slot too, because several items add to each.
+    void build(const Pack& pack, std::int32_t block_keys, const Longest& longest, BlockOrder order = BlockOrder::longest_first,
+               bool sums_for_all = false);
     /// For additions in a fixed order: how many come before each.
     void number_turns();
 
@@ -61,8 +65,12 @@ private:
     using PartEnds = std::function<void(std::size_t block, std::vector<unsigned>& ends)>;
     void cut(std::int64_t limit, const PartEnds& part_ends, bool all = false);
 
-    // --- by rows (backward_order.cpp)
-    void order_by_rows(std::int64_t limit);
+    // --- the other orders (backward_order.cpp)
+    void order_by_rows(std::int64_t limit, bool sums_for_all);
+    void order_there_and_back(bool sums_for_all);
+    void sort_late_rows_first();
+    std::int64_t first_row(const abi::KeyBlock& block) const;
+    std::int64_t end_row(const abi::KeyBlock& block) const;
     void choose_row_cuts(std::int64_t limit);
     void end_at_row_cuts(std::size_t block, std::int64_t limit, std::vector<unsigned>& ends) const;
 

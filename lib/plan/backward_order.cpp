@@ -1,11 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
-// The list by rows: blocks of late rows first, long ones cut at the same rows. What adds to a tile of dQ then does so at about the
-// same time, while the tile is in L2. And if additions are to have a fixed order, hardly any waits for its turn:
+// Orders in which blocks that share rows meet them one after the other.
+//
+// By rows: blocks of late rows first, long ones cut at the same rows. What adds to a tile of dQ then does so at about the same
+// time, while the tile is in L2. And if additions are to have a fixed order, hardly any waits for its turn:
 // * Rows are walked upwards, and blocks are drawn by their first row tile, the last one first. Blocks that begin together so meet
 //   the rows that they share one after the other, in the order in which they were drawn: the keys nearest to a row come first.
 // * Of blocks that share rows the earlier must not be the longer one, for it comes to the next query head later. So cuts are where
 //   few short blocks lie across: where responses end.
 // Parts are shorter than those of longest first, because short ones are not kept for the end.
+//
+// There and back: of a sequence every second block, late rows first, and then the others, early rows first, none cut. The first
+// half begins at once, each block's rows behind those of the one before, and whoever ends a short block goes on with a long one,
+// whose rows the others have left by then. All rows of the heads at work have to stay in L2, so this is for short packs.
 #include <algorithm>
 #include <utility>
 
@@ -18,13 +24,41 @@ constexpr auto kTile = static_cast<std::int32_t>(abi::kRowTile);
 
 }  // namespace
 
-void BackwardList::order_by_rows(std::int64_t limit) {
+/// What no row sees comes last.
+std::int64_t BackwardList::first_row(const abi::KeyBlock& block) const {
+    return block.tiles == 0 ? -1 : spans[block.span_begin].row_begin;
+}
+std::int64_t BackwardList::end_row(const abi::KeyBlock& block) const {
+    std::size_t span = block.span_begin;
+    for (unsigned done = spans[span].tiles; done < block.tiles; done += spans[++span].tiles) {}
+    return spans[span].row_begin + static_cast<std::int64_t>(spans[span].tiles) * kTile;
+}
+
+void BackwardList::order_by_rows(std::int64_t limit, bool sums_for_all) {
     choose_row_cuts(limit);
-    cut(limit, [&](std::size_t block, std::vector<unsigned>& ends) { end_at_row_cuts(block, limit, ends); });
+    cut(
+        limit, [&](std::size_t block, std::vector<unsigned>& ends) { end_at_row_cuts(block, limit, ends); }, sums_for_all);
+    sort_late_rows_first();
+}
+
+void BackwardList::order_there_and_back(bool sums_for_all) {
+    const auto whole = [&](std::size_t block, std::vector<unsigned>& ends) { ends.push_back(unsorted_[block].tiles); };
+    if (sums_for_all) cut(0, whole, true);
+    sort_late_rows_first();
+    std::int64_t last_row = 0;  // of the blocks of the tree
+    std::size_t end = blocks.size();
+    for (std::size_t i = end; i-- > 0;) {  // no block before i has rows of the tree that ends there
+        const abi::KeyBlock& block = blocks[i];
+        if (block.tiles > 0) last_row = std::max(last_row, end_row(block));
+        if (i > 0 && first_row(blocks[i - 1]) < last_row) continue;
+        for (std::size_t j = i; j < end; ++j) unsorted_[(j - i) % 2 == 0 ? i + (j - i) / 2 : end - 1 - (j - i) / 2] = blocks[j];
+        end = i;
+    }
+    blocks.swap(unsorted_);
+}
+
+void BackwardList::sort_late_rows_first() {
     blocks = unsorted_;
-    const auto first_row = [&](const abi::KeyBlock& block) {  // what no row sees comes last
-        return block.tiles == 0 ? -1 : spans[block.span_begin].row_begin;
-    };
     std::sort(blocks.begin(), blocks.end(), [&](const abi::KeyBlock& a, const abi::KeyBlock& b) {
         return std::pair(first_row(a), a.key_begin) > std::pair(first_row(b), b.key_begin);
     });

@@ -6,8 +6,10 @@
 #include "base/error.h"
 #include "plan/backward_balance.h"
 #include "plan/backward_tiles.h"
+#include "plan/backward_waits.h"
 #include "plan/packed_plan.h"
 #include "plan/packed_tiles.h"
+#include "plan/row_layout.h"
 
 namespace sapwood {
 namespace {
@@ -23,32 +25,6 @@ std::int64_t longest_part(std::int64_t tiles, const PackedProblem& problem, int 
     if (arrays) return std::min(steps / 6, kGoodSteps) / group;
     const std::int64_t limit = std::max(std::min(steps / 6, kGoodSteps), steps / 12);
     return std::max(limit / group, kLeastTiles);
-}
-
-/// How a pass by rows is laid out: KV heads that are worked on together, and steps of an item.
-struct RowLayout {
-    std::int32_t section = 1;
-    std::int64_t least_steps, most_steps;
-};
-/// The more heads, the fewer blocks at work add to the same tiles of dQ, and wait for each other where order counts. But what they
-/// work on, tiles of dQ with their Q and dO, is to stay in L2 until the last one has added. Items are shorter than longest first
-/// has them, because short ones are not kept for the end; below 48 steps beginning and end cost too much.
-RowLayout lay_out_rows(const PackedProblem& problem) {
-    constexpr std::int64_t kResidentBytes = 24 << 20, kMostSteps = 96;
-    const std::int32_t group = problem.q_heads / problem.kv_heads;
-    const std::int64_t tile_bytes = abi::kRowTile * (2 * problem.head_dim_v + 6 * problem.head_dim);
-    const bool many = group <= 2 || tile_bytes * 8 * kMostSteps <= kResidentBytes;
-    RowLayout layout;
-    for (std::int32_t next = 1; next <= (many ? 8 : 4); ++next)
-        if (problem.kv_heads % next == 0) layout.section = next;
-    layout.least_steps = group <= 2 ? 48 : 64;
-    layout.most_steps = std::clamp(kResidentBytes / (tile_bytes * layout.section), layout.least_steps, kMostSteps);
-    return layout;
-}
-std::int64_t longest_part_by_rows(std::int64_t tiles, const PackedProblem& problem, int sms) {
-    const RowLayout layout = lay_out_rows(problem);
-    const std::int64_t group = problem.q_heads / problem.kv_heads, steps = tiles * problem.q_heads / sms;
-    return std::max<std::int64_t>(1, std::clamp(steps / 24, layout.least_steps, layout.most_steps) / group);
 }
 
 /// Of a list of longest first: whether most of its work is on short blocks, which come by length, each time over rows that L2 has
@@ -78,6 +54,104 @@ std::int32_t choose_bundles(const PackedProblem& problem, std::int64_t head_byte
     return group;
 }
 
+/// Row tiles from the first to the last row of the longest tree or sequence: no row of one sees a key of another.
+std::int64_t longest_tree(std::span<const KeyRun> runs) {
+    std::int64_t longest = 0, begin = 0, end = 0;
+    for (const KeyRun& run : runs) {
+        if (run.row_begin >= end) begin = run.row_begin;
+        end = std::max<std::int64_t>(end, run.row_end);
+        longest = std::max(longest, end - begin);
+    }
+    return (longest + abi::kRowTile - 1) / abi::kRowTile;
+}
+
+/// Lays out a plan's list, and again if another way turns out to be better.
+class Layouts {
+public:
+    Layouts(PackedBackwardPlan::Impl& plan, const Pack& pack)
+        : plan_(plan), pack_(pack), resident_(plan.limits.sms * plan.config.blocks) {}
+
+    /// `asked`: bundles, 0 = chosen.
+    void in_any_order(std::int32_t asked) {
+        longest_first(std::max(asked, 1));
+        // What comes of arrays is known on the device alone: neither which blocks are short nor which rows they share.
+        if (pack_.dfs_arrays() || asked != 0) return;
+        if (goes_through_dram(plan_.list, head_bytes())) {
+            build(lay_out_rows(problem(), 1));
+        } else if (better_ > 1) {
+            longest_first(better_);
+        }
+    }
+    /// Short passes are mostly waits and beginnings if laid out like long ones, so a few ways are tried.
+    void in_fixed_order(std::int32_t asked) {
+        constexpr std::int64_t kShortSteps = 400, kMostItems = 1600;
+        constexpr double kCertain = 0.98;
+        RowLayout best = lay_out_rows(problem(), std::max(asked, 1));
+        build(best);
+        if (plan_.list.tiles * problem().q_heads > kShortSteps * resident_ ||
+            std::ssize(plan_.list.blocks) * problem().kv_heads > kMostItems)
+            return;
+        BackwardWaits waits(problem(), resident_);
+        double least = kCertain * waits.makespan(plan_.list, best);
+        bool is_built = true;
+        for (const RowLayout& other : short_layouts(problem(), asked, longest_tree(pack_.runs()))) {
+            if (other.bundles > 1 && pack_.keys() / plan_.config.block_kv + 1 >= abi::KeyBlock::kNoSlot) continue;
+            build(other);
+            const double found = waits.makespan(plan_.list, other);
+            is_built = found < least;
+            if (is_built) least = found, best = other;
+        }
+        if (!is_built) build(best);
+    }
+
+private:
+    void longest_first(std::int32_t bundles) {
+        PackedProblem in_bundles = problem();  // as many KV heads as there are bundles
+        in_bundles.kv_heads *= bundles;
+        const std::int64_t bundle_bytes = head_bytes() / bundles;
+        const auto longest = [&](std::span<const abi::KeyBlock> blocks, std::int64_t tiles) {
+            better_ = choose_bundles(problem(), head_bytes(), blocks, tiles);
+            const std::int64_t rule = longest_part(tiles, in_bundles, resident_, pack_.dfs_arrays());
+            return pack_.dfs_arrays() ? rule : BackwardBalance(in_bundles, bundle_bytes, resident_).choose(blocks, rule);
+        };
+        plan_.list.build(pack_, plan_.config.block_kv, longest, BlockOrder::longest_first, bundles > 1);
+        plan_.bundles = bundles;
+        plan_.section_heads = choose_section(in_bundles.kv_heads, bundle_bytes, std::ssize(plan_.list.blocks), resident_ * 3 / 2);
+    }
+    void build(const RowLayout& layout) {
+        const auto longest = [&](auto, std::int64_t tiles) { return layout.longest_part(tiles, problem(), resident_); };
+        plan_.list.build(pack_, plan_.config.block_kv, longest, layout.order, layout.bundles > 1);
+        plan_.bundles = layout.bundles;
+        plan_.section_heads = layout.section;
+    }
+    const PackedProblem& problem() const { return plan_.problem; }
+    /// What a KV head's blocks share in L2: Q, dO and the sums of dQ of its query heads.
+    std::int64_t head_bytes() const {
+        return pack_.rows() * (problem().q_heads / problem().kv_heads) * (2 * problem().head_dim_v + 6 * problem().head_dim);
+    }
+
+    PackedBackwardPlan::Impl& plan_;
+    const Pack& pack_;
+    int resident_;
+    std::int32_t better_ = 1;  // bundles, as the longest blocks have it
+};
+
+/// That a work item can walk so many query heads of a group.
+void check_heads(const PackedProblem& problem, const Pack& pack, const PackedConfig& config) {
+    const std::int32_t group = problem.q_heads / problem.kv_heads;
+    if (config.heads == 0 || config.heads == group) return;
+    const auto refuse = [&](const std::string& where) {
+        raise(ErrorCode::kInvalidProblem, "heads " + std::to_string(config.heads) + " of a group of " + std::to_string(group) +
+                                              " in a work item were asked for " + where + ". Leave PackedConfig::heads 0");
+    };
+    if (pack.dfs_arrays()) refuse("over a pack with dfs_arrays, where items walk the whole group");
+    // Several items add to each block, so that none may go without a slot.
+    const std::int64_t key_blocks = (pack.keys() + config.block_kv - 1) / config.block_kv;
+    if (key_blocks >= abi::KeyBlock::kNoSlot)
+        refuse("over " + std::to_string(key_blocks) + " blocks of keys; there are sums for fewer than " +
+               std::to_string(abi::KeyBlock::kNoSlot));
+}
+
 }  // namespace
 
 std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem& asked, const Pack& pack,
@@ -94,49 +168,16 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
     plan->options = options;
     plan->limits = limits;
     const PackedProblem& problem = plan->problem;
-    const int resident = limits.sms * plan->config.blocks;
-    const std::int32_t group = problem.q_heads / problem.kv_heads, asked_heads = plan->config.heads;
-    // What a KV head's blocks share in L2: Q, dO and the sums of dQ of its query heads.
-    const std::int64_t head_bytes = pack.rows() * group * (2 * problem.head_dim_v + 6 * problem.head_dim);
-    PackedProblem in_bundles = problem;  // as many KV heads as there are bundles
-    std::int32_t better = 1;             // bundles
-    const auto build = [&](bool by_rows, std::int32_t bundles) {
-        plan->bundles = bundles;
-        in_bundles.kv_heads = problem.kv_heads * bundles;
-        plan->list.build(
-            pack, plan->config.block_kv,
-            [&](std::span<const abi::KeyBlock> blocks, std::int64_t tiles) {
-                if (by_rows) return longest_part_by_rows(tiles, problem, resident);
-                better = choose_bundles(problem, head_bytes, blocks, tiles);
-                const std::int64_t rule = longest_part(tiles, in_bundles, resident, pack.dfs_arrays());
-                return pack.dfs_arrays() ? rule : BackwardBalance(in_bundles, head_bytes / bundles, resident).choose(blocks, rule);
-            },
-            by_rows, bundles > 1);
-    };
-    if (asked_heads != 0 && asked_heads != group) {
-        const auto refuse = [&](const std::string& where) {
-            raise(ErrorCode::kInvalidProblem, "heads " + std::to_string(asked_heads) + " of a group of " + std::to_string(group) +
-                                                  " in a work item were asked for " + where + ". Leave PackedConfig::heads 0");
-        };
-        if (options.deterministic) refuse("in a fixed order, where items walk the whole group");
-        if (pack.dfs_arrays()) refuse("over a pack with dfs_arrays, where items walk the whole group");
-        // Several items add to each block, so that none may go without a slot.
-        const std::int64_t key_blocks = (pack.keys() + plan->config.block_kv - 1) / plan->config.block_kv;
-        if (key_blocks >= abi::KeyBlock::kNoSlot)
-            refuse("over " + std::to_string(key_blocks) + " blocks of keys; there are sums for fewer than " +
-                   std::to_string(abi::KeyBlock::kNoSlot));
+    check_heads(problem, pack, plan->config);
+    const std::int32_t group = problem.q_heads / problem.kv_heads,
+                       bundles = plan->config.heads == 0 ? 0 : group / plan->config.heads;
+    Layouts layouts(*plan, pack);
+    if (options.deterministic) {
+        layouts.in_fixed_order(bundles);
+    } else {
+        layouts.in_any_order(bundles);
     }
-    bool by_rows = options.deterministic;
-    build(by_rows, asked_heads == 0 ? 1 : group / asked_heads);
-    // What comes of arrays is known on the device alone: neither which blocks are short nor which rows they share.
-    if (!by_rows && !pack.dfs_arrays() && asked_heads == 0) {
-        if (goes_through_dram(plan->list, head_bytes)) {
-            build(by_rows = true, 1);
-        } else if (better > 1) {
-            build(false, better);
-            plan->config.heads = group / better;
-        }
-    }
+    if (plan->bundles > 1) plan->config.heads = group / plan->bundles;
     if (options.deterministic) plan->list.number_turns();
     if (pack.dfs_arrays()) plan->arrays.build(pack, plan->list);
     PackedBackwardInfo& info = plan->info;
@@ -152,9 +193,8 @@ std::unique_ptr<PackedBackwardPlan::Impl> make_backward_plan(const PackedProblem
     info.workspace_bytes =
         (plan->kv_sums() + plan->arrivals()) * 4 + plan->row_tiles() * abi::kRowTile * problem.q_heads * (problem.head_dim + 2) * 4;
     info.flops = 5.0 * (problem.head_dim + problem.head_dim_v) * problem.q_heads * static_cast<double>(info.visible_pairs);
-    info.grid = static_cast<std::int32_t>(std::min<std::int64_t>(resident, info.blocks * in_bundles.kv_heads));  // parts counted
-    plan->section_heads = by_rows ? lay_out_rows(problem).section
-                                  : choose_section(in_bundles.kv_heads, head_bytes / plan->bundles, info.blocks, resident * 3 / 2);
+    info.grid = static_cast<std::int32_t>(std::min<std::int64_t>(static_cast<std::int64_t>(limits.sms) * plan->config.blocks,
+                                                                 info.blocks * problem.kv_heads * plan->bundles));
     return plan;
 }
 

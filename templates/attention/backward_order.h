@@ -18,7 +18,8 @@ SAPWOOD_DEVICE u32* tile_claims(const abi::BackwardParams& params, u32 target) {
     return params.arrivals + params.kv_heads * params.group * params.row_tiles + target;
 }
 SAPWOOD_DEVICE u32* slot_arrivals(const abi::BackwardParams& params, u32 slot, u32 kv_head) {
-    return params.arrivals + params.kv_heads * params.group * params.row_tiles + slot * params.kv_heads + kv_head;
+    return params.arrivals + params.kv_heads * params.group * params.row_tiles + slot * (params.kv_heads / params.bundles) +
+           kv_head;
 }
 
 /// Where dK and then dV of a slot are added up, kFloats in all.
@@ -26,10 +27,11 @@ template <u32 kFloats>
 SAPWOOD_DEVICE f32* slot_sums(const abi::BackwardParams& params, u32 slot, u32 kv_head) {
     return params.kv_sums + static_cast<u64>(slot * (params.kv_heads / params.bundles) + kv_head) * kFloats;
 }
-/// In a fixed order, of a ticket's block.
-SAPWOOD_DEVICE abi::BlockTurns load_turns(const abi::BackwardParams& params, u32 block) {
-    const u64 words = load_readonly_8(params.block_turns + block);
-    return {static_cast<u32>(words), static_cast<u32>(words >> 32)};
+/// In a fixed order, of a ticket. To dK and dV of a KV head parts add in the order of their tickets, and of each part its bundles:
+/// a section has all bundles of its KV heads.
+SAPWOOD_DEVICE abi::BlockTurns load_turns(const abi::BackwardParams& params, const TicketPlace& place) {
+    const u64 words = load_readonly_8(params.block_turns + place.block);
+    return {static_cast<u32>(words), static_cast<u32>(words >> 32) * params.bundles + place.head % params.bundles};
 }
 
 /// await, by wgmma: until a tile of dQ may be added to; whether this is the first time.

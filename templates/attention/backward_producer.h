@@ -85,7 +85,7 @@ struct BackwardProducer {
             const TicketPlace place(ticket, params.key_block_count, params.section_heads);
             const U32x4 block = load_list_16<Traits::kArrays>(params.key_blocks + place.block);  // the words of an abi::KeyBlock
             abi::BlockTurns turns = {0, 0};
-            if constexpr (Traits::Order::kFixed) turns = load_turns(params, place.block);
+            if constexpr (Traits::Order::kFixed) turns = load_turns(params, place);
             send_item(block, turns.part, place.head / params.bundles);
             const u32 head = place.head * params.group;
             for (u32 g = 0; g < params.group; ++g) send_head(block, head + g, turns.first, g + 1 == params.group);

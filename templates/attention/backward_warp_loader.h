@@ -38,7 +38,7 @@ struct BackwardWarpLoader {
         shared.item() = {static_cast<i32>(block.x), block.y & 0xffff, block.y >> 16, place.head / params.bundles, steps, next};
         shared.walk() = {block.z, block.w, block.z, block.w, 0, 0, 0, 0, place.head * params.group};
         if constexpr (kFixed) {
-            const abi::BlockTurns turns = load_turns(params, place.block);
+            const abi::BlockTurns turns = load_turns(params, place);
             shared.turns() = {turns.first, turns.part, 0};
         }
         if (steps > 0) next_header(step);

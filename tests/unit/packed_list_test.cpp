@@ -109,21 +109,24 @@ std::int64_t faults_of_turns(const BackwardList& list) {
 }
 
 /// The same of the lists of a backward pass, parts of blocks included.
-void check_backward_list(const Pack& pack, const oracle::Sees& sees, std::int64_t share, bool by_rows,
-                         std::int32_t block_keys = 128) {
+void check_backward_list(const Pack& pack, const oracle::Sees& sees, std::int64_t share, BlockOrder order,
+                         std::int32_t block_keys = 128, bool sums_for_all = false) {
     constexpr std::int32_t kRows = abi::kRowTile;
     BackwardList list;
     list.build(
-        pack, block_keys, [&](auto, std::int64_t all) { return all / share; }, by_rows);
-    if (by_rows) list.number_turns();
+        pack, block_keys, [&](auto, std::int64_t all) { return all / share; }, order, sums_for_all);
+    if (order != BlockOrder::longest_first) list.number_turns();
     std::vector<int> seen(static_cast<std::size_t>(pack.rows() * pack.keys()));
     std::map<int, int> covered;  // key blocks
     std::map<int, int> parts;
     std::int64_t tiles = 0, last = 1 << 30, faults = 0;
     for (const abi::KeyBlock& block : list.blocks) {
         const std::int64_t first = block.tiles > 0 ? list.spans[block.span_begin].row_begin : -1;
-        CHECK((by_rows ? first : block.tiles) <= last);
-        last = by_rows ? first : block.tiles;
+        if (order != BlockOrder::there_and_back) {
+            const bool by_rows = order == BlockOrder::by_rows;
+            CHECK((by_rows ? first : block.tiles) <= last);
+            last = by_rows ? first : block.tiles;
+        }
         covered[block.key_begin] = block.keys;
         ++parts[block.key_begin];
         if (block.slot != abi::KeyBlock::kNoSlot) {
@@ -154,25 +157,27 @@ void check_backward_list(const Pack& pack, const oracle::Sees& sees, std::int64_
             tiles += span.tiles;
         }
     }
-    for (const abi::KeyBlock& block : list.blocks) faults += (parts[block.key_begin] > 1) != (block.slot != abi::KeyBlock::kNoSlot);
+    for (const abi::KeyBlock& block : list.blocks)
+        faults += (parts[block.key_begin] > 1 || (sums_for_all && block.tiles > 0)) != (block.slot != abi::KeyBlock::kNoSlot);
+    if (order == BlockOrder::there_and_back) faults += std::ssize(covered) != std::ssize(list.blocks);  // none is cut
     std::int64_t keys = 0;
     for (const auto& [begin, count] : covered) keys += count;
     CHECK(keys == pack.keys());
     for (std::int64_t row = 0; row < pack.rows(); ++row)
         for (std::int64_t key = 0; key < pack.keys(); ++key)
             faults += seen[static_cast<std::size_t>(row * pack.keys() + key)] != static_cast<int>(sees(row, key));
-    if (by_rows) faults += faults_of_turns(list);
+    if (order != BlockOrder::longest_first) faults += faults_of_turns(list);
     CHECK(faults == 0);
     CHECK(tiles == list.tiles);
 }
 
-void check_backward_lists(bool by_rows) {
+void check_backward_lists(BlockOrder order) {
     Random random{std::mt19937(3)};
     for (int round = 0; round < 40; ++round) {
         CAPTURE(round);
         const auto segments = random_segments(random);
-        check_backward_list(Pack::from_segments(segments), oracle::sees_segments(segments), 1 + random(0, 8), by_rows,
-                            32 << round % 3);
+        check_backward_list(Pack::from_segments(segments), oracle::sees_segments(segments), 1 + random(0, 8), order,
+                            32 << round % 3, round % 4 == 0);
     }
     for (int round = 0; round < 40; ++round) {
         CAPTURE(round);
@@ -184,24 +189,44 @@ void check_backward_lists(bool by_rows) {
         PackedMask mask = {.causal = random(0, 1) == 0};
         if (random(0, 1) == 0) mask.window_left = static_cast<std::int32_t>(random(0, 90));
         if (random(0, 2) == 0) mask.window_right = static_cast<std::int32_t>(random(0, 90));
-        check_backward_list(Pack::from_cu_seqlens(q, k, mask), oracle::sees_sequences(q, k, mask), 4, by_rows, 32 << round % 3);
+        check_backward_list(Pack::from_cu_seqlens(q, k, mask), oracle::sees_sequences(q, k, mask), 4, order, 32 << round % 3,
+                            round % 4 == 1);
     }
     // One block that every response sees, far above its share.
     std::vector<Segment> segments = {{-1, 100}};
     for (int i = 0; i < 40; ++i) segments.push_back({0, 60 + i % 9});
     for (const std::int64_t share : {4, 30, 1000})
-        check_backward_list(Pack::from_segments(segments), oracle::sees_segments(segments), share, by_rows);
+        check_backward_list(Pack::from_segments(segments), oracle::sees_segments(segments), share, order);
     BackwardList list;
     list.build(
-        Pack::from_segments(segments), 128, [](auto, std::int64_t) { return 24; }, by_rows);
-    CHECK(list.slots.size() == 1);
+        Pack::from_segments(segments), 128, [](auto, std::int64_t) { return 24; }, order);
+    CHECK(list.slots.size() == (order == BlockOrder::there_and_back ? 0 : 1));
 }
 
 }  // namespace
 
-TEST_CASE("backward lists: every pair that is visible is in one tile of one part, and no other") { check_backward_lists(false); }
+TEST_CASE("backward lists: every pair that is visible is in one tile of one part, and no other") {
+    check_backward_lists(BlockOrder::longest_first);
+}
 TEST_CASE("backward lists: the same by rows, and every turn is that of a block that was drawn before") {
-    check_backward_lists(true);
+    check_backward_lists(BlockOrder::by_rows);
+}
+TEST_CASE("backward lists: the same there and back") { check_backward_lists(BlockOrder::there_and_back); }
+TEST_CASE("backward lists: there and back a tree's blocks come from late keys to early ones and back, tree by tree") {
+    BackwardList list;
+    const std::vector<Segment> segments = {{-1, 500}, {-1, 640}, {1, 128}, {1, 128}};
+    list.build(
+        Pack::from_segments(segments), 128, [](auto, std::int64_t) { return 1; }, BlockOrder::there_and_back);
+    std::vector<int> begins;
+    for (const abi::KeyBlock& block : list.blocks) begins.push_back(block.key_begin);
+    // Block 384 has keys of both, so that they are worked on like one; a longer first one would stand apart.
+    CHECK(begins == std::vector<int>{1280, 1024, 768, 512, 256, 0, 128, 384, 640, 896, 1152});
+    list.build(
+        Pack::from_segments(std::vector<Segment>{{-1, 512}, {-1, 512}}), 128, [](auto, std::int64_t) { return 1; },
+        BlockOrder::there_and_back);
+    begins.clear();
+    for (const abi::KeyBlock& block : list.blocks) begins.push_back(block.key_begin);
+    CHECK(begins == std::vector<int>{896, 640, 512, 768, 384, 128, 0, 256});
 }
 
 TEST_CASE("packed lists: every pair that a tree allows is in one tile, and no other") {
