@@ -8,11 +8,16 @@ namespace {
 
 constexpr std::uint32_t kWarpRows = 16;
 
+std::uint32_t rows_of(const abi::Chunk& chunk) { return chunk.row_begin | static_cast<std::uint32_t>(chunk.row_end) << 16; }
+
 /// Which units of 16 rows see which chunks of a tile: abi::Chunk::tile_word.
 class SeenByWarps {
 public:
-    explicit SeenByWarps(std::size_t in_tile)
-        : width_(static_cast<std::uint32_t>(in_tile)), units_(~std::uint64_t{0} / ((1u << width_) - 1)) {}
+    explicit SeenByWarps(std::size_t in_tile) : width_(static_cast<std::uint32_t>(in_tile)) {
+        const std::uint64_t units = ~std::uint64_t{0} / ((1u << width_) - 1);  // a bit each
+        for (std::uint32_t unit = 0; unit <= kUnits; ++unit)
+            below_[unit] = unit * width_ < 64 ? units & ((std::uint64_t{1} << unit * width_) - 1) : units;
+    }
 
     std::uint64_t operator()(std::span<const abi::Chunk> tile) {
         std::uint64_t seen = 0;
@@ -21,29 +26,35 @@ public:
     }
 
 private:
+    static constexpr std::uint32_t kUnits = 8;  // of a work item, at most
+
     /// A bit for each unit of the chunk's rows, which are mostly those of the chunk before.
     std::uint64_t units_of(const abi::Chunk& chunk) {
-        if (chunk.row_begin != row_begin_ || chunk.row_end != row_end_) {
-            row_begin_ = chunk.row_begin, row_end_ = chunk.row_end;
-            found_ = row_begin_ == row_end_
+        if (rows_of(chunk) != rows_) {
+            rows_ = rows_of(chunk);
+            found_ = chunk.row_begin == chunk.row_end
                          ? 0
-                         : units_ & below((row_end_ + kWarpRows - 1) / kWarpRows) & ~below(row_begin_ / kWarpRows);
+                         : below_[(chunk.row_end + kWarpRows - 1) / kWarpRows] & ~below_[chunk.row_begin / kWarpRows];
         }
         return found_;
     }
-    std::uint64_t below(std::uint32_t unit) const {
-        return unit * width_ < 64 ? (std::uint64_t{1} << unit * width_) - 1 : ~std::uint64_t{0};
-    }
 
     const std::uint32_t width_;
-    const std::uint64_t units_;  // a bit each
-    std::uint32_t row_begin_ = 0, row_end_ = 0;
+    std::uint64_t below_[kUnits + 1];  // the bits of so many units
+    std::uint32_t rows_ = 0;
     std::uint64_t found_ = 0;
 };
 
 /// The same of units of 64 rows. A chunk that is patched later is not whole now: its tile is never called seen entirely, which is
 /// slower at most.
 void summarise(std::span<abi::Chunk> tile) {
+    // Mostly all rows and lengths are those of the first chunk.
+    std::uint32_t other = tile[0].tokens ^ abi::kChunkTokens;
+    for (const abi::Chunk& chunk : tile) other |= (rows_of(chunk) ^ rows_of(tile[0])) | (chunk.tokens ^ tile[0].tokens);
+    if (other == 0 && tile[0].row_begin < tile[0].row_end) {
+        tile[0].tile_word = tile[1].tile_word = rows_of(tile[0]);
+        return;
+    }
     std::uint32_t all_begin = 0, all_end = 0xffff, some_begin = 0xffff, some_end = 0;
     for (const abi::Chunk& chunk : tile) {
         const bool whole = chunk.tokens == abi::kChunkTokens;
