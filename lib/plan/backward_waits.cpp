@@ -41,7 +41,7 @@ double BackwardWaits::makespan(const BackwardList& list, const RowLayout& layout
             }
         }
     }
-    return *std::max_element(free_.begin(), free_.end());
+    return *std::max_element(free_.begin(), free_.end()) * layout.slowdown;
 }
 
 /// Rows are walked at the same speed by all, so that who is behind another where their rows begin to be the same stays behind it.

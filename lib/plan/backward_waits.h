@@ -12,8 +12,9 @@
 
 namespace sapwood {
 
-/// Items in the order of their tickets, each to the multiprocessor that is free first. What L2 does not hold is not in it: measured
-/// on an H100, 132 multiprocessors stream twice as fast as DRAM, so layouts are to keep to L2 in the first place.
+/// Items in the order of their tickets, each to the multiprocessor that is free first. What L2 does not hold is
+/// RowLayout::slowdown: measured on an H100, the multiprocessors ask for twice what DRAM has, so layouts are to keep to L2 in the
+/// first place.
 class BackwardWaits {
 public:
     BackwardWaits(const PackedProblem& problem, int multiprocessors) : problem_(problem), multiprocessors_(multiprocessors) {}

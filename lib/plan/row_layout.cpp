@@ -40,9 +40,10 @@ std::int64_t RowLayout::longest_part(std::int64_t tiles, const PackedProblem& pr
 }
 
 std::vector<RowLayout> short_layouts(const PackedProblem& problem, std::int32_t bundles_asked, std::int64_t longest) {
-    // Of an item's heads one is at work at a time. But short items are soon at the next one: of the rows of the others three tenths
-    // are, measured on an H100 as reads that L2 has lost. More than these bytes, and it loses a third.
-    constexpr double kOthers = 0.3, kResidentBytes = 46 << 20;
+    // Of an item's heads one is at work at a time, but short items are soon at the next one: half of the others' rows count.
+    constexpr double kOthers = 0.5;
+    // What is more than L2 holds costs time: measured on an H100, a ninth of it for 64 MB.
+    constexpr double kResidentBytes = 40 << 20, kMostBytes = 80 << 20, kCostOfByte = 0.11 / (24 << 20);
     const std::int32_t group = problem.q_heads / problem.kv_heads;
     std::vector<RowLayout> layouts;
     RowLayout brief = lay_out_rows(problem, std::max(bundles_asked, 1));  // half as long, of twice as many heads
@@ -56,9 +57,13 @@ std::vector<RowLayout> short_layouts(const PackedProblem& problem, std::int32_t 
         if (group % bundles != 0 || (bundles_asked != 0 && bundles != bundles_asked)) continue;
         const double head_bytes = static_cast<double>(longest * tile_bytes(problem)) * (1 + kOthers * (group / bundles - 1));
         for (std::int32_t heads = problem.kv_heads; heads > 0; --heads) {
-            if (problem.kv_heads % heads != 0 || head_bytes * heads * bundles > kResidentBytes) continue;
-            layouts.push_back({.order = BlockOrder::there_and_back, .bundles = bundles, .section = heads * bundles});
-            break;
+            const double bytes = head_bytes * heads * bundles;
+            if (problem.kv_heads % heads != 0 || bytes > kMostBytes) continue;
+            layouts.push_back({.order = BlockOrder::there_and_back,
+                               .bundles = bundles,
+                               .section = heads * bundles,
+                               .slowdown = 1 + kCostOfByte * std::max(0.0, bytes - kResidentBytes)});
+            if (bytes <= kResidentBytes) break;
         }
     }
     return layouts;

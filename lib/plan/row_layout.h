@@ -14,6 +14,7 @@ struct RowLayout {
     BlockOrder order = BlockOrder::by_rows;
     std::int32_t bundles = 1;                      // of a KV head's query heads, an item each
     std::int32_t section = 1;                      // bundles that are worked on together, all of a KV head's among them
+    double slowdown = 1;                           // by reads that L2 does not hold
     std::int64_t least_steps = 0, most_steps = 0;  // of an item by rows, a step is a row tile of one query head
 
     /// Row tiles of a block's longest part, given the tiles of one head.
