@@ -87,7 +87,7 @@ struct PackedConfig {
     /// Query heads of a group that share a block of rows in the forward pass ("PackGQA"), 1, 2, 4 or 8: for sequences of few
     /// queries, of which a block of one head would hold several that see different keys. Chosen with the pack.
     /// In the backward pass: those that a work item walks one after the other, the whole group (0) or, where its sums of dQ would
-    /// not stay in L2, fewer, a divisor.
+    /// not stay in L2 or a fixed order would have it wait, fewer, a divisor.
     std::int32_t heads = 0;
 
     std::string to_string() const;
