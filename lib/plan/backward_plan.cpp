@@ -88,7 +88,9 @@ public:
         constexpr double kCertain = 0.98;
         RowLayout best = lay_out_rows(problem(), std::max(asked, 1));
         build(best);
-        if (plan_.list.tiles * problem().q_heads > kShortSteps * resident_ ||
+        // What a wait costs, in steps, and what L2 holds was measured of warpgroups and this head dimension alone.
+        const bool measured = plan_.config.mainloop == Mainloop::wgmma && problem().head_dim == 128;
+        if (!measured || plan_.list.tiles * problem().q_heads > kShortSteps * resident_ ||
             std::ssize(plan_.list.blocks) * problem().kv_heads > kMostItems)
             return;
         BackwardWaits waits(problem(), resident_);

@@ -129,6 +129,12 @@ TEST_CASE("packed backward on host: deterministic gradients, however blocks and 
     check(shared_prompt(128, 3, 90, {.q_heads = 32, .kv_heads = 1, .head_dim = 64}), {.heads = 8}, 1);
     check(shared_prompt(100, 2, 90, {.q_heads = 12, .kv_heads = 2, .head_dim = 64, .dtype = DType::fp16}),
           {.mainloop = Mainloop::mma, .stages = 1, .heads = 2}, 1);
+    // There and back, a group in several items: the last block is not the first one's.
+    const PackedCase sequence = {"sequence", {.q_heads = 4, .kv_heads = 1, .head_dim = 128}, {{-1, 640}}};
+    const PackedBackwardPlan plan = engines[0]->plan_packed_backward(sequence.problem, sequence.pack(), {.deterministic = true});
+    CHECK(plan.impl().list.blocks.back().key_begin > 0);
+    CHECK(plan.impl().bundles > 1);
+    check(sequence, {}, 0);
     // Steps of half a row tile.
     check(shared_prompt(60, 1, 140, {.q_heads = 2, .kv_heads = 2, .head_dim = 256, .dtype = DType::fp16}), {.block_kv = 32}, 0);
 }

@@ -75,6 +75,7 @@ TEST_CASE("backward plans: in a fixed order a short sequence goes there and back
             return plan->list.spans[a.span_begin].row_begin > plan->list.spans[b.span_begin].row_begin;
         }));
     }
+    CHECK(planned(heads(32, 8), causal(4096), {.mainloop = Mainloop::mma})->bundles == 1);
     // What is asked for is kept.
     CHECK(planned(heads(32, 8), causal(4096), {.heads = 4})->bundles == 1);
     CHECK(planned(heads(32, 8), causal(4096), {.heads = 1})->bundles == 4);
