@@ -4,26 +4,10 @@
 #include <algorithm>
 
 #include "plan/backward_list.h"
+#include "plan/first_free.h"
 #include "plan/packed_plan.h"
 
 namespace sapwood {
-namespace {
-
-/// Adds to what the first to be free has to do.
-void give(std::vector<double>& heap, double work) {
-    const double until = heap.front() + work;
-    std::size_t at = 0;
-    for (std::size_t child = 1; child < heap.size(); child = 2 * at + 1) {
-        if (child + 1 < heap.size() && heap[child + 1] < heap[child]) ++child;
-        if (heap[child] >= until) break;
-        heap[at] = heap[child];
-        at = child;
-    }
-    heap[at] = until;
-}
-
-}  // namespace
-
 double BackwardBalance::makespan(std::span<const abi::KeyBlock> blocks, std::int64_t longest) {
     // Of an item beside its steps, measured on an H100: K and V, an empty pipeline, dK and dV; of a part dK and dV as additions.
     constexpr double kWhole = 2, kPart = 4;
@@ -45,9 +29,9 @@ double BackwardBalance::makespan(std::span<const abi::KeyBlock> blocks, std::int
         for (std::int64_t tiles = most; tiles >= 0; --tiles) {
             const double steps = static_cast<double>(tiles) * group;
             for (std::int64_t i = static_cast<std::int64_t>(parts_[static_cast<std::size_t>(tiles)]) * section; i > 0; --i)
-                give(busy_, steps + kPart);
+                occupy_first(busy_, busy_.front() + (steps + kPart));
             for (std::int64_t i = static_cast<std::int64_t>(whole_[static_cast<std::size_t>(tiles)]) * section; i > 0; --i)
-                give(busy_, steps + kWhole);
+                occupy_first(busy_, busy_.front() + (steps + kWhole));
         }
     }
     return *std::max_element(busy_.begin(), busy_.end());

@@ -66,13 +66,10 @@ void BackwardList::sort_late_rows_first() {
 
 void BackwardList::choose_row_cuts(std::int64_t limit) {
     crossings_.assign(static_cast<std::size_t>(row_tiles_) + 1, 0);
-    for (std::size_t b = 0; b < unsorted_.size(); ++b) {
-        const abi::KeyBlock& block = unsorted_[b];
+    for (const abi::KeyBlock& block : unsorted_) {
         if (block.tiles == 0 || block.tiles > limit) continue;
-        const std::size_t end = b + 1 < unsorted_.size() ? unsorted_[b + 1].span_begin : spans.size();
-        const abi::RowSpan &first = spans[block.span_begin], &last = spans[end - 1];
-        ++crossings_[static_cast<std::size_t>(first.row_begin / kTile) + 1];
-        --crossings_[static_cast<std::size_t>(last.row_begin / kTile) + last.tiles];
+        ++crossings_[static_cast<std::size_t>(first_row(block) / kTile) + 1];
+        --crossings_[static_cast<std::size_t>(end_row(block) / kTile)];
     }
     for (std::size_t i = 1; i < crossings_.size(); ++i) crossings_[i] += crossings_[i - 1];
     row_cuts_.clear();

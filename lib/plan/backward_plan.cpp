@@ -97,7 +97,6 @@ public:
         double least = kCertain * waits.makespan(plan_.list, best);
         bool is_built = true;
         for (const RowLayout& other : short_layouts(problem(), asked, longest_tree(pack_.runs()))) {
-            if (other.bundles > 1 && pack_.keys() / plan_.config.block_kv + 1 >= abi::KeyBlock::kNoSlot) continue;
             build(other);
             const double found = waits.makespan(plan_.list, other);
             is_built = found < least;
@@ -127,10 +126,8 @@ private:
         plan_.section_heads = layout.section;
     }
     const PackedProblem& problem() const { return plan_.problem; }
-    /// What a KV head's blocks share in L2: Q, dO and the sums of dQ of its query heads.
-    std::int64_t head_bytes() const {
-        return pack_.rows() * (problem().q_heads / problem().kv_heads) * (2 * problem().head_dim_v + 6 * problem().head_dim);
-    }
+    /// What a KV head's blocks share in L2.
+    std::int64_t head_bytes() const { return pack_.rows() * (problem().q_heads / problem().kv_heads) * row_bytes(problem()); }
 
     PackedBackwardPlan::Impl& plan_;
     const Pack& pack_;

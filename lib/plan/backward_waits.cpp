@@ -2,7 +2,8 @@
 #include "plan/backward_waits.h"
 
 #include <algorithm>
-#include <functional>
+
+#include "plan/first_free.h"
 
 namespace sapwood {
 namespace {
@@ -27,8 +28,7 @@ double BackwardWaits::makespan(const BackwardList& list, const RowLayout& layout
         for (const abi::KeyBlock& block : list.blocks) {
             if (block.tiles == 0) continue;
             for (std::int32_t head = section; head < section + layout.section; ++head) {
-                std::pop_heap(free_.begin(), free_.end(), std::greater());
-                double end = walk(list, block, head * heads_, free_.back() + kBegin);
+                double end = walk(list, block, head * heads_, free_.front() + kBegin);
                 if (block.slot != abi::KeyBlock::kNoSlot) {
                     double& part = parts_[block.slot * static_cast<std::size_t>(problem_.kv_heads) +
                                           static_cast<std::size_t>(head / layout.bundles)];
@@ -36,8 +36,7 @@ double BackwardWaits::makespan(const BackwardList& list, const RowLayout& layout
                 } else {
                     end += kEnd;
                 }
-                free_.back() = end;
-                std::push_heap(free_.begin(), free_.end(), std::greater());
+                occupy_first(free_, end);
             }
         }
     }

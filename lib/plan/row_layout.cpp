@@ -6,17 +6,19 @@
 namespace sapwood {
 namespace {
 
-/// Of one query head: Q, dO and the sums of dQ.
-std::int64_t tile_bytes(const PackedProblem& problem) {
-    return static_cast<std::int64_t>(abi::kRowTile) * (2 * problem.head_dim_v + 6 * problem.head_dim);
-}
-
 std::int32_t greatest_divisor(std::int32_t of, std::int32_t most) {
     while (of % most != 0) --most;
     return most;
 }
 
+/// Bundles of as many KV heads as divide all of them, `most` bundles or one KV head's.
+std::int32_t section_of(const PackedProblem& problem, std::int32_t bundles, std::int32_t most) {
+    return bundles * greatest_divisor(problem.kv_heads, std::clamp(most / bundles, 1, problem.kv_heads));
+}
+
 }  // namespace
+
+std::int64_t row_bytes(const PackedProblem& problem) { return 2 * problem.head_dim_v + 6 * problem.head_dim; }
 
 /// The more heads, the fewer blocks at work add to the same tiles of dQ, and wait for each other where order counts. But what they
 /// work on, tiles of dQ with their Q and dO, is to stay in L2 until the last one has added. Items are shorter than longest first
@@ -24,13 +26,13 @@ std::int32_t greatest_divisor(std::int32_t of, std::int32_t most) {
 RowLayout lay_out_rows(const PackedProblem& problem, std::int32_t bundles) {
     constexpr std::int64_t kResidentBytes = 24 << 20, kMostSteps = 96;
     const std::int32_t heads = problem.q_heads / problem.kv_heads / bundles;  // of an item
-    const bool many = heads <= 2 || tile_bytes(problem) * 8 * kMostSteps <= kResidentBytes;
+    const std::int64_t tile_bytes = abi::kRowTile * row_bytes(problem);       // of one head
+    const bool many = heads <= 2 || tile_bytes * 8 * kMostSteps <= kResidentBytes;
     RowLayout layout;
     layout.bundles = bundles;
-    layout.section =
-        bundles * greatest_divisor(problem.kv_heads, std::max(1, std::min(problem.kv_heads, (many ? 8 : 4) / bundles)));
+    layout.section = section_of(problem, bundles, many ? 8 : 4);
     layout.least_steps = heads <= 2 ? 48 : 64;
-    layout.most_steps = std::clamp(kResidentBytes / (tile_bytes(problem) * layout.section), layout.least_steps, kMostSteps);
+    layout.most_steps = std::clamp(kResidentBytes / (tile_bytes * layout.section), layout.least_steps, kMostSteps);
     return layout;
 }
 
@@ -48,14 +50,15 @@ std::vector<RowLayout> short_layouts(const PackedProblem& problem, std::int32_t 
     std::vector<RowLayout> layouts;
     RowLayout brief = lay_out_rows(problem, std::max(bundles_asked, 1));  // half as long, of twice as many heads
     if (group / brief.bundles > 2) {
-        brief.section = brief.bundles * greatest_divisor(problem.kv_heads, std::clamp(8 / brief.bundles, 1, problem.kv_heads));
+        brief.section = section_of(problem, brief.bundles, 8);
         brief.least_steps /= 2;
         brief.most_steps = brief.least_steps * 2;
         layouts.push_back(brief);
     }
     for (std::int32_t bundles = 1; bundles <= group; ++bundles) {
         if (group % bundles != 0 || (bundles_asked != 0 && bundles != bundles_asked)) continue;
-        const double head_bytes = static_cast<double>(longest * tile_bytes(problem)) * (1 + kOthers * (group / bundles - 1));
+        const double head_bytes =
+            static_cast<double>(longest * abi::kRowTile * row_bytes(problem)) * (1 + kOthers * (group / bundles - 1));
         for (std::int32_t heads = problem.kv_heads; heads > 0; --heads) {
             const double bytes = head_bytes * heads * bundles;
             if (problem.kv_heads % heads != 0 || bytes > kMostBytes) continue;

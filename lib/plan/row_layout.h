@@ -21,6 +21,8 @@ struct RowLayout {
     std::int64_t longest_part(std::int64_t tiles, const PackedProblem& problem, int multiprocessors) const;
 };
 
+/// What a row of one query head takes of L2: Q, dO and the sums of dQ.
+std::int64_t row_bytes(const PackedProblem& problem);
 /// By rows; `bundles` of a KV head's query heads.
 RowLayout lay_out_rows(const PackedProblem& problem, std::int32_t bundles);
 /// Others that may be better where multiprocessors have few items each. `longest`: row tiles that the longest tree has.

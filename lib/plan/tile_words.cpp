@@ -71,13 +71,13 @@ void summarise(std::span<abi::Chunk> tile) {
 }  // namespace
 
 void set_tile_words(std::span<abi::Chunk> chunks, std::size_t in_tile, std::int32_t unit_rows) {
+    if (unit_rows > std::int32_t{kWarpRows}) {
+        for (std::size_t first = 0; first < chunks.size(); first += in_tile) summarise(chunks.subspan(first, in_tile));
+        return;
+    }
     SeenByWarps seen_by_warps(in_tile);
     for (std::size_t first = 0; first < chunks.size(); first += in_tile) {
         const std::span<abi::Chunk> tile = chunks.subspan(first, in_tile);
-        if (unit_rows > std::int32_t{kWarpRows}) {
-            summarise(tile);
-            continue;
-        }
         const std::uint64_t seen = seen_by_warps(tile);
         tile[0].tile_word = static_cast<std::uint32_t>(seen);
         tile[1].tile_word = static_cast<std::uint32_t>(seen >> 32);
