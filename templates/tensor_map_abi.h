@@ -16,10 +16,10 @@ struct HostTensorMap {
     unsigned long long rows;                  // of the tensor
     unsigned long long box_rows, box_panels;  // of a load: rows, and groups of 64 elements
     unsigned long long box_heads;             // 0, or of each panel the rows of so many heads
+    unsigned long long box_groups;            // 0, or so many groups of eight rows, all panels of one before the next
 };
 
-/// The by-value argument of a decode kernel that has the copy engine fetch what lies in a row: a load is 16 tokens of one KV head,
-/// 64 elements of each.
+/// The by-value argument of a decode kernel that has the copy engine fetch what lies in a row: a load is 16 tokens of one KV head.
 struct MappedDecodeParams : DecodeParams {
     TensorMap k_map, v_map;
 };

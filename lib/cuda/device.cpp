@@ -155,19 +155,24 @@ void Device::encode_tensor_map(const TensorView& view, void* map) {
     const auto bytes = [](std::int64_t value) { return static_cast<std::uint64_t>(value); };
     // 64 elements, rows, groups of 64 elements, heads: a box is then a tile, group by group. Of several heads: these before the
     // groups.
-    const std::int64_t panels = view.box_panels != 0 ? view.box_panels : view.dim / 64;
-    std::uint64_t extents[4] = {64, bytes(std::max<std::int64_t>(view.rows, 1)), bytes(view.dim / 64), bytes(view.heads)};
-    std::uint64_t strides[3] = {bytes(view.token_stride), 128, bytes(view.head_stride)};
-    unsigned box[4] = {64, static_cast<unsigned>(view.box_rows), static_cast<unsigned>(panels), 1};
+    const auto panels = static_cast<unsigned>(view.dim / 64);
+    std::uint64_t extents[5] = {64, bytes(std::max<std::int64_t>(view.rows, 1)), panels, bytes(view.heads)};
+    std::uint64_t strides[4] = {bytes(view.token_stride), 128, bytes(view.head_stride)};
+    unsigned rank = 4, box[5] = {64, static_cast<unsigned>(view.box_rows), panels, 1};
     if (view.box_heads != 0) {
         std::swap(extents[2], extents[3]);
         std::swap(strides[1], strides[2]);
-        box[2] = static_cast<unsigned>(view.box_heads), box[3] = static_cast<unsigned>(panels);
+        box[2] = static_cast<unsigned>(view.box_heads), box[3] = panels;
     }
-    const unsigned steps[4] = {1, 1, 1, 1};
+    if (view.box_groups != 0) {  // the rows of a group behind those of the one before: an extent that overlaps the rows'
+        rank = 5, box[1] = 8, box[3] = static_cast<unsigned>(view.box_groups), box[4] = 1;
+        extents[3] = bytes(view.box_groups), extents[4] = bytes(view.heads);
+        strides[2] = bytes(8 * view.token_stride), strides[3] = bytes(view.head_stride);
+    }
+    const unsigned steps[5] = {1, 1, 1, 1, 1};
     const Result result =
-        driver.cuTensorMapEncodeTiled(map, view.bf16 ? kTensorBfloat16 : kTensorFloat16, 4, const_cast<void*>(view.data), extents,
-                                      strides, box, steps, 0, kTensorSwizzle128, kTensorPromote256, 0);
+        driver.cuTensorMapEncodeTiled(map, view.bf16 ? kTensorBfloat16 : kTensorFloat16, rank, const_cast<void*>(view.data),
+                                      extents, strides, box, steps, 0, kTensorSwizzle128, kTensorPromote256, 0);
     if (result != kSuccess)
         fail(result, "cuTensorMapEncodeTiled",
              std::to_string(view.rows) + " rows, " + std::to_string(view.heads) + " heads of " + std::to_string(view.dim) +

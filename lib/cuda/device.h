@@ -30,8 +30,8 @@ struct TensorView {
     std::int64_t rows = 0, heads = 0, dim = 0;       // dim: a multiple of 64
     std::int64_t token_stride = 0, head_stride = 0;  // bytes, multiples of 16
     std::int64_t box_rows = 0;                       // at most 256
-    std::int64_t box_panels = 0;                     // of 64 elements each; 0: all of dim
     std::int64_t box_heads = 0;                      // 0; or a tile is the rows of so many heads, group of 64 elements by group
+    std::int64_t box_groups = 0;  // 0; or so many groups of eight rows in place of box_rows, all 64 elements of one before the next
 };
 
 /// Why there is no usable driver; empty if there is one.

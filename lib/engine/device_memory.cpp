@@ -35,8 +35,9 @@ public:
                                             view.head_stride,
                                             static_cast<unsigned long long>(view.rows),
                                             static_cast<unsigned long long>(view.box_rows),
-                                            static_cast<unsigned long long>(view.box_panels != 0 ? view.box_panels : view.dim / 64),
-                                            static_cast<unsigned long long>(view.box_heads)};
+                                            static_cast<unsigned long long>(view.dim / 64),
+                                            static_cast<unsigned long long>(view.box_heads),
+                                            static_cast<unsigned long long>(view.box_groups)};
         abi::TensorMap map{};
         std::memcpy(&map, &numbers, sizeof(numbers));
         return map;

@@ -50,8 +50,7 @@ abi::MappedDecodeParams PlanBuffers::mapped(const DecodePlan::Impl& plan, const 
                                   .dim = dim,
                                   .token_stride = token_stride,
                                   .head_stride = head_stride,
-                                  .box_rows = abi::kChunkTokens,
-                                  .box_panels = 1});
+                                  .box_groups = abi::kChunkTokens / 8});
     };
     abi::MappedDecodeParams fresh = mapped_;
     if (fresh.k != params.k || fresh.k_token_stride != params.k_token_stride || fresh.k_head_stride != params.k_head_stride)

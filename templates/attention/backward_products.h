@@ -135,7 +135,7 @@ private:
     /// d (64 keys x 64 rows) = this warpgroup's rows of `kept`, K or V, times `rows`.
     template <class KeyTile, class RowTile, u32 kDim>
     SAPWOOD_DEVICE void multiply(f32 (&d)[kBlocks][4], u32 kept, u32 rows) const {
-        const u32 a = wgmma_panel(kept + warpgroup * 64 * KeyTile::kPitch), b = wgmma_panel(rows);
+        const auto a = wgmma_panel(kept + warpgroup * 64 * KeyTile::kPitch), b = wgmma_panel(rows);
         SAPWOOD_UNROLL for (u32 k = 0; k < kDim; k += 16) {
             wgmma_shared<Element, Traits::kRows>(d, wgmma_advance(a, k / 64 * KeyTile::kGroupStride + k % 64 * 2),
                                                  wgmma_advance(b, k / 64 * RowTile::kGroupStride + k % 64 * 2), k > 0);
@@ -156,7 +156,7 @@ private:
         using K = typename Traits::KTile;
         using DS = typename Traits::DScoreTile;
         const u32 column = warpgroup * kQColumns;
-        const u32 a = wgmma_panel(dscore), b = wgmma_panel(keys + column / 64 * K::kGroupStride + column % 64 * 2);
+        const auto a = wgmma_panel(dscore), b = wgmma_panel(keys + column / 64 * K::kGroupStride + column % 64 * 2);
         SAPWOOD_UNROLL for (u32 k = 0; k < Traits::kKeys; k += 16) {
             wgmma_shared_transposed<Element, kQColumns>(d, wgmma_advance(a, k / 64 * DS::kGroupStride + k % 64 * 2),
                                                         wgmma_advance(b, k * K::kPitch), k > 0);

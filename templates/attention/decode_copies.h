@@ -160,8 +160,8 @@ struct DecodeCopies {
         }
         write_header(abi::StageKind::tile);
         if constexpr (Traits::kMasksStaged) send_masks(words, first_request);
-        const u32 k_stage = shared.stage(at.stage) + warp * kTokens * Traits::KTile::kPitch;
-        const u32 v_stage = shared.stage(at.stage) + Traits::kKTileBytes + warp * kTokens * Traits::VTile::kPitch;
+        const u32 k_stage = shared.stage(at.stage) + Traits::KTile::row(warp * kTokens);
+        const u32 v_stage = shared.stage(at.stage) + Traits::kKTileBytes + Traits::VTile::row(warp * kTokens);
         SAPWOOD_UNROLL for (u32 c = 0; c < kOwnChunks; ++c) {
             const u32 tokens = tokens_of(words, c);
             // Padding: warps do not read it; a warpgroup multiplies whole tiles, and what lies there must not be NaN.
@@ -201,10 +201,10 @@ struct DecodeCopies {
             constexpr u32 kRowsAStep = 32 / kColumns, kPermuted = kColumns < 8 ? kColumns : 8;
             // The rows of one step have the keys of its first row, XOR the row within the step: one XOR with a constant.
             const u32 lane_column = (lane % kPermuted ^ Tile::key(lane / kColumns)) * 16;
-            const u32 lane_to =
-                stage + (chunk * abi::kChunkTokens + lane / kColumns) * Tile::kPitch + lane % kColumns / 8 * Tile::kGroupStride;
+            const u32 lane_to = stage + Tile::row(chunk * abi::kChunkTokens) + Tile::row(lane / kColumns) +
+                                lane % kColumns / 8 * Tile::kGroupStride;
             const auto copy = [&](u32 first) {
-                const u32 to = lane_to + first * Tile::kPitch + (lane_column ^ Tile::key(first) * 16);
+                const u32 to = lane_to + Tile::row(first) + (lane_column ^ Tile::key(first) * 16);
                 const u32 row = shfl(own_row, chunk * abi::kChunkTokens + first + lane / kColumns);
                 copy_16(to, base + lane % kColumns * 16, row, kWhole || first + lane / kColumns < tokens, token_stride);
             };

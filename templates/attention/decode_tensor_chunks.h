@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Chunks of K and V by the copy engine, where a chunk's tokens lie in a row, whatever the page size: two or four instructions
-// instead of a copy warp's dozens, so that tiles are on their way as soon as their stage is free. sm_90a.
+// Chunks of K and V by the copy engine, where a chunk's tokens lie in a row, whatever the page size: an instruction each instead of
+// a copy warp's dozens, so that tiles are on their way as soon as their stage is free. sm_90a.
 #pragma once
 
 #include "attention/decode_traits.h"
@@ -22,19 +22,17 @@ struct TensorChunks {
         if (warp_any(lane / abi::kChunkTokens == chunk && own_row != first + lane % abi::kChunkTokens)) return false;
         if (lane == 0) {
             mbarrier_expect_bytes(barrier, abi::kChunkTokens * (Traits::kHeadDim + Traits::kHeadDimV) * Traits::kKvBytes);
-            load<typename Traits::KTile, Traits::kHeadDim>(k_stage, params.k_map, barrier, chunk, first, kv_head);
-            load<typename Traits::VTile, Traits::kHeadDimV>(v_stage, params.v_map, barrier, chunk, first, kv_head);
+            load<typename Traits::KTile>(k_stage, params.k_map, barrier, chunk, first, kv_head);
+            load<typename Traits::VTile>(v_stage, params.v_map, barrier, chunk, first, kv_head);
         }
         return true;
     }
 
 private:
-    template <class Tile, u32 kDim>
+    template <class Tile>
     SAPWOOD_DEVICE static void load(u32 stage, const abi::TensorMap& map, u32 barrier, u32 chunk, u32 row, u32 kv_head) {
-        SAPWOOD_UNROLL for (u32 panel = 0; panel < kDim / 64; ++panel) {
-            const u32 to = stage + panel * Tile::kGroupStride + chunk * abi::kChunkTokens * Tile::kPitch;
-            tensor_load<CacheHint::usual>(to, map, barrier, static_cast<i32>(row), kv_head, panel);
-        }
+        tensor_load_bricks(stage + Tile::row(chunk * abi::kChunkTokens), map, barrier, static_cast<i32>(row),
+                                             kv_head);
     }
 };
 

@@ -36,7 +36,7 @@ struct DecodeTraits : Config {
     static_assert(!kWarpgroups || kKvBytes == 2, "wgmma reads both operands in one type");
 
     template <u32 kColumns>
-    using KvTile = typename Select<kWarpgroups, Panels<kColumns, Config::kBlockKv>, Swizzle<kColumns>>::Type;
+    using KvTile = typename Select<kWarpgroups, Bricks<kColumns>, Swizzle<kColumns>>::Type;
     using QTile = typename Select<kQueryShared, Panels<Config::kHeadDim / 8, kBlockQ>, Swizzle<Config::kHeadDim / 8>>::Type;
     static constexpr u32 kKColumns = Config::kHeadDim * kKvBytes / 16, kVColumns = Config::kHeadDimV * kKvBytes / 16;
     using KTile = KvTile<kKColumns>;

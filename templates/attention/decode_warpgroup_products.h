@@ -164,7 +164,7 @@ private:
                 s, this->shared.address + Traits::kQueryHold + warp_id() / 4 * 64 * Traits::QTile::kPitch,
                 this->shared.stage(stage));
         } else {
-            const u32 keys = wgmma_panel(this->shared.stage(stage));
+            const auto keys = wgmma_panel(this->shared.stage(stage), Traits::KTile::kEightRows);
             SAPWOOD_UNROLL for (u32 step = 0; step < kSteps; ++step) {
                 const u32 at = step / 4 * Traits::KTile::kGroupStride + step % 4 * 32;
                 wgmma_64x64x16<Element>(s, this->query[step], wgmma_advance(keys, at), step > 0);

@@ -9,7 +9,7 @@ namespace sapwood::kernel {
 /// s = 64 rows of Q at `rows` times the keys at `keys`, both in shared memory as Panels.
 template <class Element, u32 kHeadDim, class QTile, class KTile, u32 kBlocks>
 SAPWOOD_DEVICE void multiply_keys(f32 (&s)[kBlocks][4], u32 rows, u32 keys) {
-    const u32 a = wgmma_panel(rows), b = wgmma_panel(keys);
+    const auto a = wgmma_panel(rows, QTile::kEightRows), b = wgmma_panel(keys, KTile::kEightRows);
     SAPWOOD_UNROLL for (u32 step = 0; step < kHeadDim / 16; ++step) {
         const u32 panel = step / 4, inside = step % 4 * 32;
         wgmma_shared<Element, kBlocks * 8>(s, wgmma_advance(a, panel * QTile::kGroupStride + inside),
@@ -25,7 +25,8 @@ SAPWOOD_DEVICE void multiply_values(f32 (&out)[kBlocks][4], const u32 (&p)[kStep
     SAPWOOD_UNROLL for (u32 c = 0; c < kSteps; ++c) {
         // 16 keys from 16 c on, columns from d on.
         const auto from = [&](u32 d) {
-            return wgmma_advance(wgmma_panels(values, VTile::kGroupStride), d / 64 * VTile::kGroupStride + c * 16 * VTile::kPitch);
+            return wgmma_advance(wgmma_panels(values, VTile::kGroupStride, VTile::kEightRows),
+                                 d / 64 * VTile::kGroupStride + VTile::row(c * 16));
         };
         SAPWOOD_UNROLL for (u32 d = 0; d + 128 <= kDim; d += 128) {
             wgmma_registers<Element, 128>(reinterpret_cast<f32(&)[16][4]>(out[d / 8]), p[c], from(d));

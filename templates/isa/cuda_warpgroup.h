@@ -10,10 +10,8 @@ namespace sapwood::kernel {
 /// expect them: see mbarrier_arrive_bytes.
 template <CacheHint kHint>
 SAPWOOD_DEVICE void tensor_load(u32 shared, const abi::TensorMap& map, u32 mbarrier, i32 row, u32 head, u32 panel = 0) {
-    // The policies as createpolicy.fractional would make them for all of the data: evict normally, first, last.
-    constexpr u64 kPolicy = kHint == CacheHint::usual  ? 0x1000000000000000ull
-                            : kHint == CacheHint::once ? 0x12F0000000000000ull
-                                                       : 0x14F0000000000000ull;
+    // The policies as createpolicy.fractional would make them for all of the data: evict first, last.
+    constexpr u64 kPolicy = kHint == CacheHint::once ? 0x12F0000000000000ull : 0x14F0000000000000ull;
     asm volatile(
         "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%3, %4, %7, %5}], "
         "[%2], %6;" ::"r"(shared),
@@ -24,6 +22,14 @@ SAPWOOD_DEVICE void tensor_load(u32 shared, const abi::TensorMap& map, u32 mbarr
 template <CacheHint kHint>
 SAPWOOD_DEVICE void tensor_load_heads(u32 shared, const abi::TensorMap& map, u32 mbarrier, i32 row, u32 first_head) {
     tensor_load<kHint>(shared, map, mbarrier, row, 0, first_head);  // such maps have the coordinates of heads and panels exchanged
+}
+/// The same of a map whose box is two groups of eight rows: as Bricks lays them out, all panels.
+SAPWOOD_DEVICE void tensor_load_bricks(u32 shared, const abi::TensorMap& map, u32 mbarrier, i32 row, u32 head) {
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %3, %3, %5}], [%2];" ::"r"(
+            shared),
+        "l"(&map), "r"(mbarrier), "r"(0), "r"(row), "r"(head)
+        : "memory");
 }
 /// Before the first tensor_load, which would otherwise wait for the map as well.
 SAPWOOD_DEVICE void prefetch_tensor_map(const abi::TensorMap& map) {
@@ -97,12 +103,11 @@ SAPWOOD_DEVICE void turn_wait(u32 id) { asm volatile("bar.sync %0, 256;" ::"r"(i
 SAPWOOD_DEVICE void turn_pass(u32 id) { asm volatile("bar.arrive %0, 256;" ::"r"(id) : "memory"); }
 
 // --- products --------------------------------------------------------------------------------------------------------
-/// Low word of the matrix descriptor (PTX ISA, "asynchronous warpgroup level matrix shared memory layout") of a panel of 128-byte
-/// rows, swizzled by 128 bytes, groups of eight rows 1024 bytes apart: both the K-major operand with a row for each n and,
-/// transposed, the MN-major one with a row for each k. The high word is the same for all.
-SAPWOOD_DEVICE u32 wgmma_panel(u32 shared) { return shared >> 4; }
-/// The operand `bytes` further on: inside a panel 32 bytes a k step along a row, 2048 down 16 rows.
-SAPWOOD_DEVICE u32 wgmma_advance(u32 panel, u32 bytes) { return panel + (bytes >> 4); }
+/// Matrix descriptor (PTX ISA, "asynchronous warpgroup level matrix shared memory layout") of a panel whose groups of eight rows
+/// lie `group_bytes` apart: both the K-major operand with a row for each n and, transposed, the MN-major one with a row for each k.
+SAPWOOD_DEVICE WgmmaOperand wgmma_panel(u32 shared, u32 group_bytes = 1024) { return {shared >> 4, 0x40000000 | group_bytes >> 4}; }
+/// The operand `bytes` further on: inside a panel 32 bytes a k step along a row, two groups down 16 rows.
+SAPWOOD_DEVICE WgmmaOperand wgmma_advance(WgmmaOperand panel, u32 bytes) { return {panel.low + (bytes >> 4), panel.high}; }
 /// Orders this thread's register writes before the next product that reads them.
 SAPWOOD_DEVICE void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 SAPWOOD_DEVICE void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
@@ -114,12 +119,12 @@ SAPWOOD_DEVICE void wgmma_wait() {
 /// Asynchronous: neither d nor a may be touched before the wait for its group. Layouts of d and a are those of mma_16x8x16, n
 /// blocks side by side.
 template <class T>
-SAPWOOD_DEVICE void wgmma_64x64x16(f32 (&d)[8][4], const u32 (&a)[4], u32 b, bool accumulate);
+SAPWOOD_DEVICE void wgmma_64x64x16(f32 (&d)[8][4], const u32 (&a)[4], WgmmaOperand b, bool accumulate);
 #define SAPWOOD_WGMMA(Type, type)                                                                                      \
     template <>                                                                                                        \
-    SAPWOOD_DEVICE void wgmma_64x64x16<Type>(f32(&d)[8][4], const u32(&a)[4], u32 b, bool accumulate) {                \
+    SAPWOOD_DEVICE void wgmma_64x64x16<Type>(f32(&d)[8][4], const u32(&a)[4], WgmmaOperand b, bool accumulate) {       \
         asm volatile(                                                                                                  \
-            "{ .reg .pred p; .reg .b64 b; setp.ne.u32 p, %37, 0; mov.b64 b, {%36, 0x40000040}; "                       \
+            "{ .reg .pred p; .reg .b64 b; setp.ne.u32 p, %37, 0; mov.b64 b, {%36, %38}; "                              \
             "wgmma.mma_async.sync.aligned.m64n64k16.f32." type "." type                                                \
             " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"                                                 \
             "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, b, p, 1, 1, 0; }"    \
@@ -128,7 +133,7 @@ SAPWOOD_DEVICE void wgmma_64x64x16(f32 (&d)[8][4], const u32 (&a)[4], u32 b, boo
               "+f"(d[3][2]), "+f"(d[3][3]), "+f"(d[4][0]), "+f"(d[4][1]), "+f"(d[4][2]), "+f"(d[4][3]), "+f"(d[5][0]), \
               "+f"(d[5][1]), "+f"(d[5][2]), "+f"(d[5][3]), "+f"(d[6][0]), "+f"(d[6][1]), "+f"(d[6][2]), "+f"(d[6][3]), \
               "+f"(d[7][0]), "+f"(d[7][1]), "+f"(d[7][2]), "+f"(d[7][3])                                               \
-            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(static_cast<u32>(accumulate))                    \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "r"(static_cast<u32>(accumulate)), "r"(b.high)   \
             : "memory");                                                                                               \
     }
 SAPWOOD_WGMMA(Fp16, "f16")
@@ -140,18 +145,20 @@ SAPWOOD_DEVICE void wgmma_settled(u32 (&a)[4]) { asm volatile("" : "+r"(a[0]), "
 /// Orders what this thread has written to shared memory, or seen written through a barrier, before reads by products.
 SAPWOOD_DEVICE void fence_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-/// Low word of the descriptor of an MN-major operand wider than one panel (see wgmma_panel): panels lie `panel_bytes` apart.
-SAPWOOD_DEVICE u32 wgmma_panels(u32 shared, u32 panel_bytes) { return shared >> 4 | panel_bytes >> 4 << 16; }
+/// Descriptor of an MN-major operand wider than one panel (see wgmma_panel): panels lie `panel_bytes` apart.
+SAPWOOD_DEVICE WgmmaOperand wgmma_panels(u32 shared, u32 panel_bytes, u32 group_bytes = 1024) {
+    return {shared >> 4 | panel_bytes >> 4 << 16, 0x40000000 | group_bytes >> 4};
+}
 
 /// d (64 x kN) = a (64x16) * b (kN x 16, transposed) + (accumulate ? d : 0); both K-major in shared memory. Asynchronous.
 template <class T, u32 kN>
-SAPWOOD_DEVICE void wgmma_shared(f32 (&d)[kN / 8][4], u32 a, u32 b, bool accumulate);
+SAPWOOD_DEVICE void wgmma_shared(f32 (&d)[kN / 8][4], WgmmaOperand a, WgmmaOperand b, bool accumulate);
 /// The same with b (16 x kN) MN-major, its columns in one panel.
 template <class T, u32 kN>
-SAPWOOD_DEVICE void wgmma_shared_transposed(f32 (&d)[kN / 8][4], u32 a, u32 b, bool accumulate);
+SAPWOOD_DEVICE void wgmma_shared_transposed(f32 (&d)[kN / 8][4], WgmmaOperand a, WgmmaOperand b, bool accumulate);
 /// d (64 x kN) += a (64x16, registers) * b (16 x kN, MN-major in shared memory). Asynchronous.
 template <class T, u32 kN>
-SAPWOOD_DEVICE void wgmma_registers(f32 (&d)[kN / 8][4], const u32 (&a)[4], u32 b);
+SAPWOOD_DEVICE void wgmma_registers(f32 (&d)[kN / 8][4], const u32 (&a)[4], WgmmaOperand b);
 
 #define SAPWOOD_OUT(d, i) "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])
 #define SAPWOOD_OUT_32(d) SAPWOOD_OUT(d, 0), SAPWOOD_OUT(d, 1), SAPWOOD_OUT(d, 2), SAPWOOD_OUT(d, 3)
@@ -170,39 +177,40 @@ SAPWOOD_DEVICE void wgmma_registers(f32 (&d)[kN / 8][4], const u32 (&a)[4], u32 
     "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31," \
     "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47," \
     "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}"
-// The operands behind the accumulators are numbered from A0 (shared: A0 a, A1 b, A2 accumulate; registers: A0 … A3 a, A4 b).
-#define SAPWOOD_WGMMA_SHARED(Function, transposed, Type, type, n, A0, A1, A2)                                         \
-    template <>                                                                                                       \
-    SAPWOOD_DEVICE void Function<Type, n>(f32(&d)[n / 8][4], u32 a, u32 b, bool accumulate) {                         \
-        asm volatile("{ .reg .pred p; .reg .b64 a, b; setp.ne.u32 p, " A2 ", 0; mov.b64 a, {" A0                      \
-                     ", 0x40000040}; "                                                                                \
-                     "mov.b64 b, {" A1 ", 0x40000040}; wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type \
-                     " " SAPWOOD_D_##n ", a, b, p, 1, 1, 0, " transposed "; }"                                        \
-                     : SAPWOOD_OUT_##n(d)                                                                             \
-                     : "r"(a), "r"(b), "r"(static_cast<u32>(accumulate))                                              \
-                     : "memory");                                                                                     \
+// The operands behind the accumulators are numbered from A0 (shared: A0 a, A1 b, A2 accumulate, A3 and A4 the high words of a and
+// b; registers: A0 … A3 a, A4 b, A5 its high word).
+#define SAPWOOD_WGMMA_SHARED(Function, transposed, Type, type, n, A0, A1, A2, A3, A4)                             \
+    template <>                                                                                                   \
+    SAPWOOD_DEVICE void Function<Type, n>(f32(&d)[n / 8][4], WgmmaOperand a, WgmmaOperand b, bool accumulate) {   \
+        asm volatile("{ .reg .pred p; .reg .b64 a, b; setp.ne.u32 p, " A2 ", 0; mov.b64 a, {" A0 ", " A3          \
+                     "}; "                                                                                        \
+                     "mov.b64 b, {" A1 ", " A4 "}; wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type \
+                     " " SAPWOOD_D_##n ", a, b, p, 1, 1, 0, " transposed "; }"                                    \
+                     : SAPWOOD_OUT_##n(d)                                                                         \
+                     : "r"(a.low), "r"(b.low), "r"(static_cast<u32>(accumulate)), "r"(a.high), "r"(b.high)        \
+                     : "memory");                                                                                 \
     }
-#define SAPWOOD_WGMMA_REGISTERS(Type, type, n, A0, A1, A2, A3, A4)                                                          \
-    template <>                                                                                                             \
-    SAPWOOD_DEVICE void wgmma_registers<Type, n>(f32(&d)[n / 8][4], const u32(&a)[4], u32 b) {                              \
-        asm volatile("{ .reg .b64 b; mov.b64 b, {" A4 ", 0x40000040}; wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type \
-                     "." type " " SAPWOOD_D_##n ", {" A0 "," A1 "," A2 "," A3 "}, b, 1, 1, 1, 1; }"                         \
-                     : SAPWOOD_OUT_##n(d)                                                                                   \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b)                                                   \
-                     : "memory");                                                                                           \
+#define SAPWOOD_WGMMA_REGISTERS(Type, type, n, A0, A1, A2, A3, A4, A5)                                                           \
+    template <>                                                                                                                  \
+    SAPWOOD_DEVICE void wgmma_registers<Type, n>(f32(&d)[n / 8][4], const u32(&a)[4], WgmmaOperand b) {                          \
+        asm volatile("{ .reg .b64 b; mov.b64 b, {" A4 ", " A5 "}; wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type \
+                     " " SAPWOOD_D_##n ", {" A0 "," A1 "," A2 "," A3 "}, b, 1, 1, 1, 1; }"                                       \
+                     : SAPWOOD_OUT_##n(d)                                                                                        \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b.low), "r"(b.high)                                       \
+                     : "memory");                                                                                                \
     }
-SAPWOOD_WGMMA_SHARED(wgmma_shared, "0", Fp16, "f16", 64, "%32", "%33", "%34")
-SAPWOOD_WGMMA_SHARED(wgmma_shared_transposed, "1", Fp16, "f16", 64, "%32", "%33", "%34")
-SAPWOOD_WGMMA_SHARED(wgmma_shared_transposed, "1", Fp16, "f16", 32, "%16", "%17", "%18")
-SAPWOOD_WGMMA_SHARED(wgmma_shared, "0", Bf16, "bf16", 64, "%32", "%33", "%34")
-SAPWOOD_WGMMA_SHARED(wgmma_shared_transposed, "1", Bf16, "bf16", 64, "%32", "%33", "%34")
-SAPWOOD_WGMMA_SHARED(wgmma_shared_transposed, "1", Bf16, "bf16", 32, "%16", "%17", "%18")
-SAPWOOD_WGMMA_SHARED(wgmma_shared, "0", Fp16, "f16", 128, "%64", "%65", "%66")
-SAPWOOD_WGMMA_SHARED(wgmma_shared, "0", Bf16, "bf16", 128, "%64", "%65", "%66")
-SAPWOOD_WGMMA_REGISTERS(Fp16, "f16", 64, "%32", "%33", "%34", "%35", "%36")
-SAPWOOD_WGMMA_REGISTERS(Bf16, "bf16", 64, "%32", "%33", "%34", "%35", "%36")
-SAPWOOD_WGMMA_REGISTERS(Fp16, "f16", 128, "%64", "%65", "%66", "%67", "%68")
-SAPWOOD_WGMMA_REGISTERS(Bf16, "bf16", 128, "%64", "%65", "%66", "%67", "%68")
+SAPWOOD_WGMMA_SHARED(wgmma_shared, "0", Fp16, "f16", 64, "%32", "%33", "%34", "%35", "%36")
+SAPWOOD_WGMMA_SHARED(wgmma_shared_transposed, "1", Fp16, "f16", 64, "%32", "%33", "%34", "%35", "%36")
+SAPWOOD_WGMMA_SHARED(wgmma_shared_transposed, "1", Fp16, "f16", 32, "%16", "%17", "%18", "%19", "%20")
+SAPWOOD_WGMMA_SHARED(wgmma_shared, "0", Bf16, "bf16", 64, "%32", "%33", "%34", "%35", "%36")
+SAPWOOD_WGMMA_SHARED(wgmma_shared_transposed, "1", Bf16, "bf16", 64, "%32", "%33", "%34", "%35", "%36")
+SAPWOOD_WGMMA_SHARED(wgmma_shared_transposed, "1", Bf16, "bf16", 32, "%16", "%17", "%18", "%19", "%20")
+SAPWOOD_WGMMA_SHARED(wgmma_shared, "0", Fp16, "f16", 128, "%64", "%65", "%66", "%67", "%68")
+SAPWOOD_WGMMA_SHARED(wgmma_shared, "0", Bf16, "bf16", 128, "%64", "%65", "%66", "%67", "%68")
+SAPWOOD_WGMMA_REGISTERS(Fp16, "f16", 64, "%32", "%33", "%34", "%35", "%36", "%37")
+SAPWOOD_WGMMA_REGISTERS(Bf16, "bf16", 64, "%32", "%33", "%34", "%35", "%36", "%37")
+SAPWOOD_WGMMA_REGISTERS(Fp16, "f16", 128, "%64", "%65", "%66", "%67", "%68", "%69")
+SAPWOOD_WGMMA_REGISTERS(Bf16, "bf16", 128, "%64", "%65", "%66", "%67", "%68", "%69")
 #undef SAPWOOD_WGMMA_SHARED
 #undef SAPWOOD_WGMMA_REGISTERS
 #undef SAPWOOD_D_32

@@ -77,7 +77,7 @@ struct alignas(64) HostWarp {
     alignas(64) u16 a[16][16];
     u16 b[16][8];
     f32 d[16][8];
-    u32 descriptor;  // of wgmma: a shared address
+    u32 descriptor, group_bytes;  // of wgmma: a shared address, from eight rows to the next
     alignas(64) f32 d64[16][64];
     // the executor's own
     const HostWarpOp* op;

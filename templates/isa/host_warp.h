@@ -101,8 +101,8 @@ void host_run_mma(HostWarp& warp) {
     host_mma_body<T>(warp);
 }
 
-/// d[16][64] += a[16][16] * b[16][64] for the warp's 16 of the 64 rows; b lies in 128-byte rows whose 16-byte columns are permuted
-/// by the absolute address, a row for each n (K and Q) or, transposed, for each k (V).
+/// d[16][64] += a[16][16] * b[16][64] for the warp's 16 of the 64 rows; b lies in 128-byte rows, group_bytes from every eight to
+/// the next, whose 16-byte columns are permuted by the absolute address, a row for each n (K and Q) or, transposed, for each k (V).
 template <class T, bool kTransposed>
 [[gnu::always_inline]] inline void host_wgmma_body(HostWarp& warp) {
     alignas(64) f32 a[16][16];
@@ -115,7 +115,7 @@ template <class T, bool kTransposed>
     constexpr u32 kRows = kTransposed ? 16 : 64, kChunks = kTransposed ? 8 : 2;
     for (u32 row = 0; row < kRows; row++) {
         for (u32 chunk = 0; chunk < kChunks; chunk++) {
-            const u32 straight = start + row * 128 + chunk * 16;
+            const u32 straight = start + row / 8 * warp.group_bytes + row % 8 * 128 + chunk * 16;
             const u32 address = straight ^ (straight >> 7 & 7) << 4;
             alignas(32) f32 values[8];
             host_widen8<T>(reinterpret_cast<const u16*>(host_shared(*warp.block, address, 16, 16)), values);
@@ -199,12 +199,13 @@ inline void host_mma(f32 (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
 }
 
 template <class T, bool kTransposed>
-inline void host_wgmma(f32 (&d)[8][4], const u32 (&a)[4], u32 b, bool accumulate) {
+inline void host_wgmma(f32 (&d)[8][4], const u32 (&a)[4], u32 b, u32 group_bytes, bool accumulate) {
     HostThread* self = host_self();
     HostWarp& warp = *self->warp;
     const u32 group = self->lane / 4, pair = self->lane % 4 * 2;
     host_deposit_a(warp, a, group, pair);
     warp.descriptor = b;
+    warp.group_bytes = group_bytes;
     for (u32 n = 0; n < 8; n++) {
         const f32 zero[4] = {};
         const f32* from = accumulate ? d[n] : zero;

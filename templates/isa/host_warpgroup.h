@@ -31,6 +31,14 @@ template <CacheHint>
 inline void tensor_load(u32 shared, const abi::TensorMap& words, u32, i32 row, u32 head, u32 first_panel = 0) {
     host_tensor_load(shared, host_tensor_map(words), row, head, first_panel);
 }
+inline void tensor_load_bricks(u32 shared, const abi::TensorMap& words, u32, i32 row, u32 head) {
+    abi::HostTensorMap map = host_tensor_map(words);
+    map.box_rows = 8;
+    for (u32 group = 0; group < map.box_groups; ++group) {
+        const u32 to = shared + group * static_cast<u32>(map.box_panels) * 1024;
+        host_tensor_load(to, map, row + static_cast<i32>(group * 8), head, 0);
+    }
+}
 template <CacheHint>
 inline void tensor_load_heads(u32 shared, const abi::TensorMap& words, u32, i32 row, u32 first_head) {
     abi::HostTensorMap map = host_tensor_map(words);
@@ -100,52 +108,56 @@ inline void turn_wait(u32) {}
 inline void turn_pass(u32) {}
 
 // --- products --------------------------------------------------------------------------------------------------------
-inline u32 wgmma_panel(u32 shared) { return shared; }
-inline u32 wgmma_advance(u32 panel, u32 bytes) { return panel + bytes; }
+/// Low words are shared addresses, which have 18 bits, with the distance of panels above them; high words the distance of groups.
+inline WgmmaOperand wgmma_panel(u32 shared, u32 group_bytes = 1024) { return {shared, group_bytes}; }
+inline WgmmaOperand wgmma_advance(WgmmaOperand panel, u32 bytes) { return {panel.low + bytes, panel.high}; }
 inline void wgmma_fence() {}
 inline void wgmma_commit() {}
 template <u32 kPending>
 inline void wgmma_wait() {}
 inline void wgmma_settled(u32 (&)[4]) {}
 template <class T>
-inline void wgmma_64x64x16(f32 (&d)[8][4], const u32 (&a)[4], u32 b, bool accumulate) {
-    host_wgmma<T, false>(d, a, b, accumulate);
+inline void wgmma_64x64x16(f32 (&d)[8][4], const u32 (&a)[4], WgmmaOperand b, bool accumulate) {
+    host_wgmma<T, false>(d, a, b.low, b.high, accumulate);
 }
 inline void fence_async_proxy() {}
 
-/// Shared addresses have 18 bits.
-inline u32 wgmma_panels(u32 shared, u32 panel_bytes) { return shared | panel_bytes >> 4 << 18; }
+inline WgmmaOperand wgmma_panels(u32 shared, u32 panel_bytes, u32 group_bytes = 1024) {
+    return {shared | panel_bytes >> 4 << 18, group_bytes};
+}
 
 /// This lane's A fragment from 64 rows of 128 bytes.
-inline void host_gather_a(u32 (&fragment)[4], u32 a) {
+inline void host_gather_a(u32 (&fragment)[4], WgmmaOperand a) {
     const HostThread* self = host_self();
     for (u32 i = 0; i < 4; ++i) {
         const u32 row = (self->thread / 32 % 4) * 16 + self->lane / 4 + i % 2 * 8;
-        const u32 straight = a + row * 128 + i / 2 * 16 + self->lane % 4 * 4;
+        const u32 straight = a.low + row / 8 * a.high + row % 8 * 128 + i / 2 * 16 + self->lane % 4 * 4;
         __builtin_memcpy(&fragment[i], host_shared(*self->block, straight ^ (straight >> 7 & 7) << 4, 4, 4), 4);
     }
 }
 template <class T, u32 kN>
-inline void wgmma_shared(f32 (&d)[kN / 8][4], u32 a, u32 b, bool accumulate) {
+inline void wgmma_shared(f32 (&d)[kN / 8][4], WgmmaOperand a, WgmmaOperand b, bool accumulate) {
     u32 fragment[4];
     host_gather_a(fragment, a);
     for (u32 n = 0; n < kN; n += 64)
-        host_wgmma<T, false>(reinterpret_cast<f32(&)[8][4]>(d[n / 8]), fragment, b + n * 128, accumulate);
+        host_wgmma<T, false>(reinterpret_cast<f32(&)[8][4]>(d[n / 8]), fragment, b.low + n / 8 * b.high, b.high, accumulate);
 }
 template <class T, u32 kN>
-inline void wgmma_shared_transposed(f32 (&d)[kN / 8][4], u32 a, u32 b, bool accumulate) {
+inline void wgmma_shared_transposed(f32 (&d)[kN / 8][4], WgmmaOperand a, WgmmaOperand b, bool accumulate) {
     u32 fragment[4];
     host_gather_a(fragment, a);
     f32 all[8][4] = {};  // of 64 columns, those beyond kN are dropped
     __builtin_memcpy(all, d, sizeof(d));
-    host_wgmma<T, true>(all, fragment, b, accumulate);
+    host_wgmma<T, true>(all, fragment, b.low, b.high, accumulate);
     __builtin_memcpy(d, all, sizeof(d));
 }
 template <class T, u32 kN>
-inline void wgmma_registers(f32 (&d)[kN / 8][4], const u32 (&a)[4], u32 b) {
-    const u32 panel_bytes = b >> 18 << 4;
-    for (u32 n = 0; n < kN; n += 64)
-        host_wgmma<T, true>(reinterpret_cast<f32(&)[8][4]>(d[n / 8]), a, (b & 0x3ffff) + n / 64 * panel_bytes, true);
+inline void wgmma_registers(f32 (&d)[kN / 8][4], const u32 (&a)[4], WgmmaOperand b) {
+    const u32 panel_bytes = b.low >> 18 << 4;
+    for (u32 n = 0; n < kN; n += 64) {
+        const u32 panel = (b.low & 0x3ffff) + n / 64 * panel_bytes;
+        host_wgmma<T, true>(reinterpret_cast<f32(&)[8][4]>(d[n / 8]), a, panel, b.high, true);
+    }
 }
 template <u32 kBlocks>
 inline void wgmma_settled(f32 (&)[kBlocks][4]) {}

@@ -9,7 +9,13 @@
 namespace sapwood::kernel {
 
 /// How long what a copy brings into L2 is worth keeping.
-enum class CacheHint : u32 { usual, once, again };
+enum class CacheHint : u32 { once, again };
+
+/// An operand of a product in shared memory: 128-byte rows of 64 elements, swizzled by 128 bytes, eight of which make a brick of
+/// 1024 bytes. Where it begins and, in words that only wgmma_* read, how far apart its bricks are. Constants but for the beginning.
+struct WgmmaOperand {
+    u32 low, high;
+};
 
 }  // namespace sapwood::kernel
 

@@ -14,6 +14,8 @@ struct Swizzle {
     static constexpr u32 kPitch = kColumns * 16;
     static constexpr u32 kGroupStride = 128;  // between groups of eight columns, where there are whole ones
 
+    SAPWOOD_DEVICE static constexpr u32 row(u32 index) { return index * kPitch; }
+
     /// Key of a row: the columns of an aligned group of 8 (or, for pitches of 64 bytes modulo 128, of 4; of 32 or 96, of 2) are
     /// permuted by XOR with it.
     SAPWOOD_DEVICE static u32 key(u32 row) {
