@@ -50,8 +50,7 @@ struct DecodeConsumer {
         }
         if constexpr (kTargetsEarly) targets.find(params, item.request_begin, all.rows, rows.row_block);
         if constexpr (Traits::kMask && !Traits::kMasksStaged) {
-            SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) rows.masks[h] =
-                params.masks + static_cast<u64>(targets.entry[h].request) * params.mask_words;
+            SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) rows.request[h] = targets.entry[h].request;
         }
         rows.take_query(at.stage);
         rows.state.clear();
@@ -94,6 +93,7 @@ SAPWOOD_DEVICE void decode(const typename Config::Params& params) {
     const DecodeShared<Traits> shared;
     if (thread_id() == 0) {
         shared.ring.init(DecodeProducer<Traits>::kFullArrivals, Traits::kComputeThreads);
+        if constexpr (Traits::kValuesApart) shared.values.init(DecodeProducer<Traits>::kFullArrivals, Traits::kComputeThreads);
         mbarrier_init(shared.address + Traits::kStagger, Traits::kUnitWarps * 32);
     }
     const bool copies = warp_id() >= Traits::kWarps;

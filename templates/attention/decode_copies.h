@@ -30,13 +30,13 @@ struct DecodeCopies {
     static constexpr u32 kRowGroups = (kRows + 31) / 32;
     // Tiles that a look-up (of the chunk, then of the page) travels ahead of its use. A spill costs more than what it hides: local
     // memory is read behind all copies that were sent before.
-    static constexpr u32 kAhead = Traits::kFewRegisters ? 1 : 3;
+    static constexpr u32 kAhead = Traits::kFewRegisters ? 1 : Traits::kQueryShared ? 2 : 3;
     static_assert(kTokens == 16 || kTokens == 32, "a copy warp looks up one token a lane");
 
     const typename Traits::Params& params;
     const DecodeShared<Traits>& shared;
     const u32 warp, lane;
-    RingPosition<Traits::kStages> at;
+    RingPosition<Traits::kStages> at, values_at;  // values_at: where they come apart
     abi::Item item{};
 
     SAPWOOD_DEVICE DecodeCopies(const typename Traits::Params& p, const DecodeShared<Traits>& s)
@@ -47,11 +47,12 @@ struct DecodeCopies {
     /// The stage's full barrier counts every copy thread twice: its copies have landed, and its header words are written.
     static constexpr u32 kFullArrivals = kThreads * 2;
 
-    SAPWOOD_DEVICE void publish() {
-        const u32 barrier = shared.ring.full(at.stage);
+    SAPWOOD_DEVICE void publish() { publish(shared.ring, at); }
+    SAPWOOD_DEVICE static void publish(const Ring<Traits::kStages>& ring, RingPosition<Traits::kStages>& filled) {
+        const u32 barrier = ring.full(filled.stage);
         cp_async_arrive(barrier);
         mbarrier_arrive(barrier);
-        at.advance();
+        filled.advance();
     }
     SAPWOOD_DEVICE void write_header(abi::StageKind kind, u32 kv_head = 0) {
         if (warp != 0 || lane != 0) return;
@@ -91,7 +92,7 @@ struct DecodeCopies {
         constexpr u32 kColumns = Traits::kHeadDim / 8;
         constexpr u32 kCount = (kRows < 32 ? kRows : 32) * kColumns;
         // Steps whose addresses are made side by side: one by one each takes 120 cycles, and nothing else can start before Q has.
-        constexpr u32 kAtOnce = kCount % 128 == 0 ? 4 : kCount % 64 == 0 ? 2 : 1;
+        constexpr u32 kAtOnce = kCount % 128 == 0 && !Traits::kQueryShared ? 4 : kCount % 64 == 0 ? 2 : 1;
         shared.ring.wait_empty(at);
         write_header(abi::StageKind::query, kv_head);
         if constexpr (Traits::KvElement::kScaled) {
@@ -151,7 +152,7 @@ struct DecodeCopies {
     }
 
     /// `found`: by look_up_row, of the same words.
-    SAPWOOD_DEVICE void send_tile(u32 words, u32 found, u32 first_request, u32 kv_head, const u8* k, const u8* v) {
+    SAPWOOD_DEVICE void send_tile(u32 words, u32 found, u32 first_request, u32 kv_head) {
         const u32 own_row = row_of(words, found);
         shared.ring.wait_empty(at);
         if (lane < kTokens && lane % 16 < 4) {
@@ -160,20 +161,35 @@ struct DecodeCopies {
         }
         write_header(abi::StageKind::tile);
         if constexpr (Traits::kMasksStaged) send_masks(words, first_request);
-        const u32 k_stage = shared.stage(at.stage) + Traits::KTile::row(warp * kTokens);
-        const u32 v_stage = shared.stage(at.stage) + Traits::kKTileBytes + Traits::VTile::row(warp * kTokens);
+        if constexpr (Traits::kValuesApart) {
+            send_chunks<TilePart::keys>(shared.ring.full(at.stage), words, own_row, kv_head);
+            publish();
+            shared.values.wait_empty(values_at);
+            send_chunks<TilePart::values>(shared.values.full(values_at.stage), words, own_row, kv_head);
+            publish(shared.values, values_at);
+        } else {
+            send_chunks<TilePart::all>(shared.ring.full(at.stage), words, own_row, kv_head);
+            publish();
+        }
+    }
+    /// This warp's chunks of K or V or both, into the stages at hand. Where they come apart copy warps have few registers, and
+    /// rows that are not in a row are the exception: one way to copy them will do.
+    template <TilePart kPart>
+    SAPWOOD_DEVICE void send_chunks(u32 barrier, u32 words, u32 own_row, u32 kv_head) const {
+        const u32 k_tile = shared.stage(at.stage) + Traits::KTile::row(warp * kTokens);
+        const u32 v_tile =
+            shared.value_tile(kPart == TilePart::all ? at.stage : values_at.stage) + Traits::VTile::row(warp * kTokens);
         SAPWOOD_UNROLL for (u32 c = 0; c < kOwnChunks; ++c) {
             const u32 tokens = tokens_of(words, c);
             // Padding: warps do not read it; a warpgroup multiplies whole tiles, and what lies there must not be NaN.
             if (!Traits::kWarpgroups && tokens == 0) continue;
             if (tokens == abi::kChunkTokens) {
-                if (Chunks::fetch(params, shared.ring.full(at.stage), k_stage, v_stage, c, own_row, kv_head)) continue;
-                copy_chunk<true>(k_stage, v_stage, c, own_row, tokens, k, v);
+                if (Chunks::template fetch<kPart>(params, barrier, k_tile, v_tile, c, own_row, kv_head)) continue;
+                copy_chunk<kPart, !Traits::kValuesApart>(k_tile, v_tile, c, own_row, tokens, kv_head);
             } else {
-                copy_chunk<false>(k_stage, v_stage, c, own_row, tokens, k, v);
+                copy_chunk<kPart, false>(k_tile, v_tile, c, own_row, tokens, kv_head);
             }
         }
-        publish();
     }
     /// The mask words of the item's requests that see some of a chunk. `first`: the item's first request.
     SAPWOOD_DEVICE void send_masks(u32 words, u32 first) {
@@ -188,15 +204,22 @@ struct DecodeCopies {
             }
         }
     }
-    template <bool kWhole>
-    SAPWOOD_DEVICE void copy_chunk(u32 k_stage, u32 v_stage, u32 chunk, u32 own_row, u32 tokens, const u8* k, const u8* v) {
-        copy_rows<typename Traits::KTile, Traits::kKColumns, kWhole>(k_stage, chunk, own_row, tokens, k, params.k_token_stride);
-        copy_rows<typename Traits::VTile, Traits::kVColumns, kWhole>(v_stage, chunk, own_row, tokens, v, params.v_token_stride);
+    SAPWOOD_DEVICE static const u8* head_of(const void* tensor, i64 stride, u32 kv_head) {
+        return static_cast<const u8*>(tensor) + static_cast<u64>(kv_head) * static_cast<u64>(stride);
+    }
+    template <TilePart kPart, bool kWhole>
+    SAPWOOD_DEVICE void copy_chunk(u32 k_tile, u32 v_tile, u32 chunk, u32 own_row, u32 tokens, u32 kv_head) const {
+        if constexpr (has_keys(kPart))
+            copy_rows<typename Traits::KTile, Traits::kKColumns, kWhole>(
+                k_tile, chunk, own_row, tokens, head_of(params.k, params.k_head_stride, kv_head), params.k_token_stride);
+        if constexpr (has_values(kPart))
+            copy_rows<typename Traits::VTile, Traits::kVColumns, kWhole>(
+                v_tile, chunk, own_row, tokens, head_of(params.v, params.v_head_stride, kv_head), params.v_token_stride);
     }
     /// 16 rows, 16 bytes a lane and step. Those from `tokens` on (kWhole: there are none) become zeros: their weight is 0, and 0 *
     /// NaN would not be.
     template <class Tile, u32 kColumns, bool kWhole>
-    SAPWOOD_DEVICE void copy_rows(u32 stage, u32 chunk, u32 own_row, u32 tokens, const u8* base, u32 token_stride) {
+    SAPWOOD_DEVICE void copy_rows(u32 stage, u32 chunk, u32 own_row, u32 tokens, const u8* base, u32 token_stride) const {
         if constexpr (32 % kColumns == 0) {
             constexpr u32 kRowsAStep = 32 / kColumns, kPermuted = kColumns < 8 ? kColumns : 8;
             // The rows of one step have the keys of its first row, XOR the row within the step: one XOR with a constant.

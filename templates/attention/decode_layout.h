@@ -26,6 +26,8 @@ constexpr unsigned max_unsigned(unsigned a, unsigned b) { return a > b ? a : b; 
 constexpr unsigned decode_block_q(const DecodeShape& s) { return s.warps * 16; }
 /// Warpgroups with twice the keys a tile: their scores take the registers that Q would have, and Q stays in shared memory.
 constexpr bool decode_query_shared(const DecodeShape& s) { return s.mainloop == Mainloop::wgmma && s.block_kv == 128; }
+/// Few stages, long tiles: K's half of a stage is filled again while V's is still read. Q comes in K's half.
+constexpr bool decode_values_apart(const DecodeShape& s) { return decode_query_shared(s); }
 constexpr bool decode_query_in_registers(const DecodeShape& s) { return s.head_dim <= 128 && !decode_query_shared(s); }
 /// Mask words come with their tile, unless Q and the tiles leave them no room: then the rows that need them read them.
 constexpr bool decode_masks_staged(const DecodeShape& s) { return s.mask && !decode_query_shared(s); }
@@ -37,7 +39,7 @@ struct DecodeRegisters {
 };
 constexpr DecodeRegisters decode_registers(const DecodeShape& s, unsigned blocks) {
     if (s.warps != 8 || s.producers != 4) return {0, 0};
-    if (blocks == 1) return decode_query_shared(s) ? DecodeRegisters{216, 72} : DecodeRegisters{208, 88};  // of 3 * 168
+    if (blocks == 1) return decode_query_shared(s) ? DecodeRegisters{224, 56} : DecodeRegisters{208, 88};  // of 3 * 168
     // Of 3 * 80. Sixteen compute warps an SM: short items are waits for what came before, which only other warps can fill.
     if (blocks == 2 && s.kv_bytes == 2) return {96, 48};
     return {0, 0};
@@ -70,8 +72,8 @@ constexpr unsigned decode_query_hold_bytes(const DecodeShape& s) {
 }
 /// Ticket mailbox, a note of the item for each compute warp.
 constexpr unsigned decode_small_bytes(const DecodeShape& s) { return 16 + s.warps * 16; }
-/// Full and empty of each stage, and the one by which warpgroups start in turn.
-constexpr unsigned decode_barrier_bytes(const DecodeShape& s) { return (2 * s.stages + 1) * 8; }
+/// Full and empty of each stage, of its values too where they come and go apart, and the one by which warpgroups start in turn.
+constexpr unsigned decode_barrier_bytes(const DecodeShape& s) { return ((decode_values_apart(s) ? 4 : 2) * s.stages + 1) * 8; }
 constexpr unsigned decode_shared_bytes(const DecodeShape& s) {
     return s.stages * (decode_stage_bytes(s) + decode_header_bytes(s)) + decode_query_hold_bytes(s) + decode_small_bytes(s) +
            align_up(decode_barrier_bytes(s), 16);

@@ -51,12 +51,10 @@ struct DecodeProducer : DecodeCopies<Traits> {
         SAPWOOD_UNROLL for (u32 i = 0; i < 2 * kAhead; ++i) chunk[i] = beginning.chunk[i];
         SAPWOOD_UNROLL for (u32 i = 0; i < kAhead; ++i) found[i] = this->look_up_row(chunk[i]);
         this->send_query(kv_head, beginning.query, scales);
-        const u8* k = static_cast<const u8*>(params.k) + static_cast<u64>(kv_head) * static_cast<u64>(params.k_head_stride);
-        const u8* v = static_cast<const u8*>(params.v) + static_cast<u64>(kv_head) * static_cast<u64>(params.v_head_stride);
         for (u32 tile = 0; tile < item.tiles; ++tile) {
             const u32 after = this->load_chunk(tile + 2 * kAhead);
             const u32 found_after = this->look_up_row(chunk[kAhead]);
-            this->send_tile(chunk[0], found[0], beginning.first_request, kv_head, k, v);
+            this->send_tile(chunk[0], found[0], beginning.first_request, kv_head);
             SAPWOOD_UNROLL for (u32 i = 0; i + 1 < 2 * kAhead; ++i) chunk[i] = chunk[i + 1];
             SAPWOOD_UNROLL for (u32 i = 0; i + 1 < kAhead; ++i) found[i] = found[i + 1];
             chunk[2 * kAhead - 1] = after;

@@ -23,6 +23,7 @@ struct DecodeRows {
     using Operands = typename Select<Traits::kKvBytes == 1, ByteOperands<Traits>, HalfOperands<Traits>>::Type;
     static constexpr u32 kSteps = Traits::kHeadDim / 16;
 
+    const abi::DecodeParams& params;
     const DecodeShared<Traits>& shared;
     typename Traits::Score score;
     const u32 lane;
@@ -32,12 +33,11 @@ struct DecodeRows {
     u32 row_block = 0, part = 0, parts = 1;
     static constexpr u32 kIdle = 1u << 31;  // the part of a unit beyond row blocks * parts
     u32 first_row = 0;                      // of the unit
-    // Of this lane's two rows, where their mask words begin, if they are read from global memory.
-    const u32* masks[2] = {};
-    u32 row_end = 0;  // of the item's rows; those behind are of no consequence
+    int request[2] = {};                    // of this lane's two rows, if mask words are read from global memory
+    u32 row_end = 0;                        // of the item's rows; those behind are of no consequence
 
-    SAPWOOD_DEVICE DecodeRows(const abi::DecodeParams& params, const DecodeShared<Traits>& s)
-        : shared(s), score(params), lane(lane_id()) {}
+    SAPWOOD_DEVICE DecodeRows(const abi::DecodeParams& p, const DecodeShared<Traits>& s)
+        : params(p), shared(s), score(p), lane(lane_id()) {}
 
     /// Every lane arrives for itself: what it has read is then ordered before the copy warps' next write by its own arrival. One
     /// arrival a warp behind a warp barrier is no faster (measured), and race checkers cannot follow it.
@@ -119,7 +119,7 @@ struct DecodeRows {
             if constexpr (Traits::kMasksStaged) {
                 seen = shared.masks(stage, index)[row / Traits::kGroup];
             } else {
-                seen = load_readonly_4(masks[half] + column / 2);
+                seen = load_readonly_4(params.masks + static_cast<u64>(request[half]) * params.mask_words + column / 2);
             }
             seen >>= column % 2 * abi::kChunkTokens;
         }

@@ -23,6 +23,7 @@ struct DecodeTraits : Config {
     static constexpr u32 kComputeThreads = Config::kWarps * 32;
     static constexpr bool kQueryInRegisters = abi::decode_query_in_registers(kShape);
     static constexpr bool kQueryShared = abi::decode_query_shared(kShape);  // as an operand of wgmma
+    static constexpr bool kValuesApart = abi::decode_values_apart(kShape);
     static constexpr bool kMasksStaged = abi::decode_masks_staged(kShape);
 
     static constexpr abi::DecodeRegisters kRegisters = abi::decode_registers(kShape, Config::kBlocks);
@@ -43,6 +44,8 @@ struct DecodeTraits : Config {
     using VTile = KvTile<kVColumns>;
     static constexpr u32 kKTileBytes = Config::kBlockKv * Config::kHeadDim * kKvBytes;
 
+    static_assert(!kValuesApart || kBlockQ * Config::kHeadDim * 2 <= kKTileBytes, "Q in K's half of a stage");
+
     static constexpr u32 kStageBytes = abi::decode_stage_bytes(kShape);
     static constexpr u32 kHeaderBytes = abi::decode_header_bytes(kShape);
     static constexpr u32 kQueryHold = Config::kStages * kStageBytes;
@@ -50,9 +53,15 @@ struct DecodeTraits : Config {
     static constexpr u32 kMailbox = kHeaders + Config::kStages * kHeaderBytes;
     static constexpr u32 kNotes = kMailbox + 16;
     static constexpr u32 kBarriers = kNotes + Config::kWarps * 16;
-    static constexpr u32 kStagger = kBarriers + 2 * Config::kStages * 8;
+    static constexpr u32 kValueBarriers = kBarriers + 2 * Config::kStages * 8;
+    static constexpr u32 kStagger = kValueBarriers + (kValuesApart ? 2 * Config::kStages * 8 : 0);
     static_assert(abi::align_up(kStagger + 8, 16) == abi::decode_shared_bytes(kShape));
 };
+
+/// What is copied of a tile at a time.
+enum class TilePart : u32 { keys = 1, values = 2, all = 3 };
+constexpr bool has_keys(TilePart part) { return part != TilePart::values; }
+constexpr bool has_values(TilePart part) { return part != TilePart::keys; }
 
 /// First words of a stage's header; the tile's chunks follow at byte 32.
 struct alignas(16) StageHeader {
@@ -74,9 +83,15 @@ struct DecodeShared {
     u8* base;
     u32 address;
     Ring<Traits::kStages> ring;
+    Ring<Traits::kStages> values;  // where kValuesApart: V's halves of the stages; `ring` is then all that is not V
 
-    SAPWOOD_DEVICE DecodeShared() : base(shared_memory()), address(shared_address(base)), ring{address + Traits::kBarriers} {}
+    SAPWOOD_DEVICE DecodeShared()
+        : base(shared_memory()),
+          address(shared_address(base)),
+          ring{address + Traits::kBarriers},
+          values{address + Traits::kValueBarriers} {}
     SAPWOOD_DEVICE u32 stage(u32 index) const { return address + index * Traits::kStageBytes; }
+    SAPWOOD_DEVICE u32 value_tile(u32 index) const { return stage(index) + Traits::kKTileBytes; }
     SAPWOOD_DEVICE f32* scratch(u32 index) const { return reinterpret_cast<f32*>(base + index * Traits::kStageBytes); }
     SAPWOOD_DEVICE StageHeader* header(u32 index) const {
         return reinterpret_cast<StageHeader*>(base + Traits::kHeaders + index * Traits::kHeaderBytes);

@@ -10,7 +10,7 @@ namespace sapwood::kernel {
 struct NoChunks {
     template <class Params>
     SAPWOOD_DEVICE static void prepare(const Params&) {}
-    template <class Params>
+    template <TilePart, class Params>
     SAPWOOD_DEVICE static bool fetch(const Params&, u32, u32, u32, u32, u32, u32) {
         return false;
     }

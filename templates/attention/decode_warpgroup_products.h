@@ -19,6 +19,7 @@ struct WarpgroupProducts : DecodeRows<Traits> {
     using Position = RingPosition<Traits::kStages>;
     using Rows::kSteps;
     static constexpr u32 kBlocks = Traits::kBlockKv / 8;
+    using Weights = u32[kBlocks / 2][4];  // A fragments of the products with V
     static_assert(Traits::kQueryShared ? Traits::kBlockKv == 128 : Traits::kBlockKv == 64 && Traits::kQueryInRegisters);
     static_assert(Traits::kHeadDim % 64 == 0 && Traits::kHeadDimV % 64 == 0);
 
@@ -46,12 +47,11 @@ struct WarpgroupProducts : DecodeRows<Traits> {
     /// those with V, and only the former are waited for.
     SAPWOOD_DEVICE void attend_item(Position& at, u32 tiles) {
         u32 left = tiles, turn = 0;
+        f32 s[kBlocks][4];
+        Weights even, odd;  // of tiles; where weights take no turns all are `even`
         stagger(tiles);
-        while (find_tile(at, left, turn, tiles)) {
+        while (find_tile(at, left, turn, tiles, false)) {
             u32 stage = at.stage;
-            ChunkView all = all_;
-            f32 s[kBlocks][4];
-            u32 p[kBlocks / 2][4];
             wait_turn();
             wgmma_fence();
             multiply_keys(s, stage);
@@ -59,38 +59,46 @@ struct WarpgroupProducts : DecodeRows<Traits> {
             wgmma_wait<0>();
             settle_scores(s);
             signal();
-            for (;;) {
-                weigh_tile(s, stage, all, p);
-                at.advance();
-                // Only as far ahead as the ring reaches while this tile is held.
-                if (!find_tile(at, left, turn, kAhead)) break;
-                wait_turn();
-                wgmma_fence();
-                multiply_keys(s, at.stage);
-                multiply_values(p, stage);
-                pass_turn();
-                wgmma_wait<1>();
-                settle_scores(s);
-                before_ = stage;
-                stage = at.stage;
-                all = all_;
+            finish_scores(s, at);
+            f32 rescale[2];
+            if (this->weigh(s, rescale)) this->state.rescale_out(rescale[0], rescale[1]);
+            pack(even, s);
+            bool last_odd = false;
+            // Only as far ahead as the ring reaches while this tile is held.
+            while (find_tile(at, left, turn, kAhead, true)) {
+                if constexpr (kWeightsInTurns) {
+                    attend_tile(s, odd, even, stage, at);
+                    last_odd = !find_tile(at, left, turn, kAhead, true);
+                    if (last_odd) break;
+                    attend_tile(s, even, odd, stage, at);
+                } else {
+                    attend_tile(s, even, even, stage, at);
+                }
             }
-            wgmma_fence();
-            multiply_values(p, stage);
+            wait_values();
+            if (last_odd) {
+                wgmma_fence();
+                multiply_values(odd, stage);
+            } else {
+                wgmma_fence();
+                multiply_values(even, stage);
+            }
             wgmma_wait<0>();
             settle_out();
-            this->release(stage);
+            release_values(stage);
         }
     }
 
 private:
-    static constexpr u32 kNone = ~0u;
     static constexpr u32 kUnits = Traits::kWarps / 4;
     static constexpr u32 kAhead = kUnits < Traits::kStages ? kUnits : Traits::kStages - 1;
-    u32 before_ = kNone;   // the stage whose V is still being multiplied
     ChunkView all_{0, 0};  // rows that see every key of the tile found last
+    Position values_at_;
     bool signals_ = false;
     u32 staggered_ = 0;  // items, modulo 2
+    // The weights of the next tile beside those that are being multiplied, made without a look at the scores' maxima first: 2 to 7
+    // % for the long items of drafts, but twice the code, which short items of forests pay for (FT11 16/1 3 %).
+    static constexpr bool kWeightsInTurns = Traits::kMask || Traits::kQueryShared;
     static constexpr bool kTakesTurns = Traits::kQueryShared && kUnits == 2;
     static constexpr Turns kTurns{3};            // named barriers 3 and 4
     static constexpr u32 kWarpgroupBarrier = 5;  // and 6
@@ -119,24 +127,30 @@ private:
     }
 
     /// Stands at the next tile that this warpgroup works on, of the next `reach`; tiles go round the warpgroups that share rows,
-    /// and those that none of its rows sees are given back at once. False if there is none. The same in all four warps, which
+    /// and those that none of its rows sees are given back at once. False if there is none, or if the values of the tile before are
+    /// still to be given back (`holds`) and those of an unseen one would come behind them. The same in all four warps, which
     /// multiply together.
-    SAPWOOD_DEVICE bool find_tile(Position& at, u32& left, u32& turn, u32 reach) {
+    SAPWOOD_DEVICE bool find_tile(Position& at, u32& left, u32& turn, u32 reach, bool holds) {
         for (; reach > 0 && left > 0; --reach, at.advance()) {
-            --left;
             this->shared.ring.wait_full(at);
-            const bool mine = turn == this->part;
-            if (++turn >= this->parts) turn = 0;
             const abi::Chunk* chunks = this->shared.chunks(at.stage);
             const ChunkView some{chunks[1].tile_word, 0};
             all_ = {chunks[0].tile_word, 0};
-            if (mine && some.meets(this->first_row, 64)) {
+            const bool seen = turn == this->part && some.meets(this->first_row, 64);
+            if (Traits::kValuesApart && holds && !seen) return false;
+            --left;
+            if (++turn >= this->parts) turn = 0;
+            if (seen) {
                 fence_async_proxy();  // the tile was written by cp.async
                 return true;
             }
             wait_turn();
             pass_turn();
-            this->release(at.stage);
+            if constexpr (Traits::kValuesApart) {
+                this->release(at.stage);
+                wait_values();  // else this warpgroup could give the stage back twice before the other has once
+            }
+            release_values(at.stage);
             signal();
         }
         return false;
@@ -172,28 +186,84 @@ private:
             wgmma_commit();
         }
     }
-    SAPWOOD_DEVICE void multiply_values(u32 (&p)[kBlocks / 2][4], u32 stage) {
-        kernel::multiply_values<Element, typename Traits::VTile>(this->state.out, p,
-                                                                 this->shared.stage(stage) + Traits::kKTileBytes);
+    SAPWOOD_DEVICE void multiply_values(const Weights& p, u32 stage) {
+        kernel::multiply_values<Element, typename Traits::VTile>(
+            this->state.out, p, this->shared.value_tile(Traits::kValuesApart ? values_at_.stage : stage));
+    }
+    SAPWOOD_DEVICE void wait_values() const {
+        if constexpr (Traits::kValuesApart) {
+            this->shared.values.wait_full(values_at_);
+            fence_async_proxy();
+        }
+    }
+    /// And the keys of `stage`, where both go back together.
+    SAPWOOD_DEVICE void release_values(u32 stage) {
+        if constexpr (Traits::kValuesApart) {
+            mbarrier_arrive(this->shared.values.empty(values_at_.stage));
+            values_at_.advance();
+        } else {
+            this->release(stage);
+        }
     }
 
-    /// Scores to weights, packed; then the products with V of the tile before are complete.
-    SAPWOOD_DEVICE void weigh_tile(f32 (&s)[kBlocks][4], u32 stage, ChunkView all, u32 (&p)[kBlocks / 2][4]) {
-        this->transform(s);
-        if (all.begin() > this->first_row || all.end() < min_u32(this->first_row + 64, this->row_end)) {
-            ChunkView chunks[Traits::kChunks];
-            u32 index[Traits::kChunks];
-            SAPWOOD_UNROLL for (u32 c = 0; c < Traits::kChunks; ++c) chunks[c] = this->chunk(stage, index[c] = c);
-            this->mask(s, chunks, stage, index);
+    /// Scores of the tile at `at` become `weights` while the weights `before`, of the tile in `stage`, are multiplied by its
+    /// values. Those go back, and `at` moves on.
+    SAPWOOD_DEVICE void attend_tile(f32 (&s)[kBlocks][4], Weights& weights, Weights& before, u32& stage, Position& at) {
+        const u32 own = at.stage;
+        wait_turn();
+        wgmma_fence();
+        multiply_keys(s, own);
+        if constexpr (Traits::kValuesApart) {
+            wait_values();
+            wgmma_fence();
         }
+        multiply_values(before, stage);
+        pass_turn();
+        wgmma_wait<1>();
+        settle_scores(s);
+        finish_scores(s, at);
         f32 rescale[2];
-        const bool raised = this->weigh(s, rescale);
+        const bool raised =
+            kWeightsInTurns ? !try_weights(weights, s) && weigh_and_pack(weights, s, rescale) : this->weigh(s, rescale);
         wgmma_wait<0>();
         settle_out();
-        if (before_ != kNone) this->release(before_);
-        before_ = kNone;
+        // Until now they were read: without this the compiler gives their registers to the new ones.
+        SAPWOOD_UNROLL for (u32 c = 0; c < kBlocks / 2; ++c) wgmma_settled(before[c]);
+        release_values(stage);
         if (raised) this->state.rescale_out(rescale[0], rescale[1]);
-        SAPWOOD_UNROLL for (u32 c = 0; c < kBlocks / 2; ++c) pack_weights<Element>(p[c], s[c * 2], s[c * 2 + 1]);
+        if constexpr (!kWeightsInTurns) pack(weights, s);
+        stage = own;
+    }
+
+    /// Weights by the maxima as they are; false if scores have outgrown them.
+    SAPWOOD_DEVICE bool try_weights(Weights& p, const f32 (&s)[kBlocks][4]) {
+        return this->state.try_exponentials(s, this->score.factor(),
+                                            [&p](u32 i, const f32(&weight)[4]) { pack_half(p, i, weight); });
+    }
+    SAPWOOD_DEVICE bool weigh_and_pack(Weights& p, f32 (&s)[kBlocks][4], f32 (&rescale)[2]) {
+        const bool raised = this->weigh(s, rescale);
+        pack(p, s);
+        return raised;
+    }
+
+    /// Soft-cap and mask, of the tile that was found last, at `at`; which then moves on.
+    SAPWOOD_DEVICE void finish_scores(f32 (&s)[kBlocks][4], Position& at) {
+        this->transform(s);
+        if (all_.begin() > this->first_row || all_.end() < min_u32(this->first_row + 64, this->row_end)) {
+            ChunkView chunks[Traits::kChunks];
+            u32 index[Traits::kChunks];
+            SAPWOOD_UNROLL for (u32 c = 0; c < Traits::kChunks; ++c) chunks[c] = this->chunk(at.stage, index[c] = c);
+            this->mask(s, chunks, at.stage, index);
+        }
+        if constexpr (Traits::kValuesApart) this->release(at.stage);
+        at.advance();
+    }
+    SAPWOOD_DEVICE static void pack(Weights& p, const f32 (&s)[kBlocks][4]) {
+        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) pack_half(p, i, s[i]);
+    }
+    SAPWOOD_DEVICE static void pack_half(Weights& p, u32 i, const f32 (&weight)[4]) {
+        p[i / 2][i % 2 * 2] = pack2<Element>(weight[0], weight[1]);
+        p[i / 2][i % 2 * 2 + 1] = pack2<Element>(weight[2], weight[3]);
     }
 
     SAPWOOD_DEVICE void settle_scores(f32 (&s)[kBlocks][4]) {

@@ -78,6 +78,10 @@ std::vector<DecodeCase> verify_cases() {
     for (std::size_t r = 0; r < 40; ++r) late[r * 80 + 70 + r % 10] = 1;
     add({"first tile masked", fp16, 128, 0, 4, 1, 0, lone(40)}, {{-1, DraftMask::from_dense(late.data(), 40, 80)}});
     add({"many rows, warpgroup, wide", fp16, 128, 0, 2, 1, 0, lone(90), wide}, {{0, tree(7, 200)}, {0, bits(8, 150, 100)}});
+    // Scores that outgrow those before, and two drafts of one item: each warpgroup has a tile that only the other one sees.
+    for (const DecodeConfig& config : {DecodeConfig{.mainloop = wgmma}, wide})
+        add({"scores of all sizes", fp16, 128, 0, 2, 1, 16, lone(700), config, Layout::nhd, 1.5f},
+            {{0, tree(9, 32)}, {0, tree(10, 31)}});
     add({"first tile masked, warpgroup", fp16, 128, 0, 4, 1, 0, lone(40), {.mainloop = wgmma}},
         {{-1, DraftMask::from_dense(late.data(), 40, 80)}});
     return cases;
