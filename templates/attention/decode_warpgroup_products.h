@@ -46,58 +46,24 @@ struct WarpgroupProducts : DecodeRows<Traits> {
     /// Weights of one tile are made while the last one's are multiplied with V: the products with the next K are issued first, then
     /// those with V, and only the former are waited for.
     SAPWOOD_DEVICE void attend_item(Position& at, u32 tiles) {
-        u32 left = tiles, turn = 0;
-        f32 s[kBlocks][4];
-        Weights even, odd;  // of tiles; where weights take no turns all are `even`
-        stagger(tiles);
-        while (find_tile(at, left, turn, tiles, false)) {
-            u32 stage = at.stage;
-            wait_turn();
-            wgmma_fence();
-            multiply_keys(s, stage);
-            pass_turn();
-            wgmma_wait<0>();
-            settle_scores(s);
-            signal();
-            finish_scores(s, at);
-            f32 rescale[2];
-            if (this->weigh(s, rescale)) this->state.rescale_out(rescale[0], rescale[1]);
-            pack(even, s);
-            bool last_odd = false;
-            // Only as far ahead as the ring reaches while this tile is held.
-            while (find_tile(at, left, turn, kAhead, true)) {
-                if constexpr (kWeightsInTurns) {
-                    attend_tile(s, odd, even, stage, at);
-                    last_odd = !find_tile(at, left, turn, kAhead, true);
-                    if (last_odd) break;
-                    attend_tile(s, even, odd, stage, at);
-                } else {
-                    attend_tile(s, even, even, stage, at);
-                }
-            }
-            wait_values();
-            if (last_odd) {
-                wgmma_fence();
-                multiply_values(odd, stage);
-            } else {
-                wgmma_fence();
-                multiply_values(even, stage);
-            }
-            wgmma_wait<0>();
-            settle_out();
-            release_values(stage);
+        if constexpr (kWeightsInTurns) {
+            attend_in_turns(at, tiles);
+        } else {
+            attend(at, tiles);
         }
     }
 
 private:
+    static constexpr u32 kNone = ~0u;
     static constexpr u32 kUnits = Traits::kWarps / 4;
     static constexpr u32 kAhead = kUnits < Traits::kStages ? kUnits : Traits::kStages - 1;
+    u32 before_ = kNone;   // the stage whose V is still being multiplied
     ChunkView all_{0, 0};  // rows that see every key of the tile found last
     Position values_at_;
     bool signals_ = false;
     u32 staggered_ = 0;  // items, modulo 2
     // The weights of the next tile beside those that are being multiplied, made without a look at the scores' maxima first: 2 to 7
-    // % for the long items of drafts, but twice the code, which short items of forests pay for (FT11 16/1 3 %).
+    // % for the long items of drafts, but three times the code, which the short items of forests pay for (16/1 1 to 5 %).
     static constexpr bool kWeightsInTurns = Traits::kMask || Traits::kQueryShared;
     static constexpr bool kTakesTurns = Traits::kQueryShared && kUnits == 2;
     static constexpr Turns kTurns{3};            // named barriers 3 and 4
@@ -206,33 +172,115 @@ private:
         }
     }
 
+    /// One set of weights, one piece of code for all tiles.
+    SAPWOOD_DEVICE void attend(Position& at, u32 tiles) {
+        u32 left = tiles, turn = 0;
+        stagger(tiles);
+        while (find_tile(at, left, turn, tiles, false)) {
+            u32 stage = at.stage;
+            ChunkView all = all_;
+            f32 s[kBlocks][4];
+            Weights p;
+            multiply_first(s, stage);
+            for (;;) {
+                mask_scores(s, stage, all);
+                f32 rescale[2];
+                const bool raised = this->weigh(s, rescale);
+                wgmma_wait<0>();
+                settle_out();
+                if (before_ != kNone) this->release(before_);
+                before_ = kNone;
+                if (raised) this->state.rescale_out(rescale[0], rescale[1]);
+                pack(p, s);
+                at.advance();
+                // Only as far ahead as the ring reaches while this tile is held.
+                if (!find_tile(at, left, turn, kAhead, true)) break;
+                multiply_both(s, at.stage, p, stage);
+                before_ = stage;
+                stage = at.stage;
+                all = all_;
+            }
+            multiply_last(p, stage);
+            finish_last(stage);
+        }
+    }
+
+    SAPWOOD_DEVICE void attend_in_turns(Position& at, u32 tiles) {
+        u32 left = tiles, turn = 0;
+        f32 s[kBlocks][4];
+        Weights even, odd;  // of tiles
+        stagger(tiles);
+        while (find_tile(at, left, turn, tiles, false)) {
+            u32 stage = at.stage;
+            multiply_first(s, stage);
+            finish_scores(s, at);
+            f32 rescale[2];
+            if (this->weigh(s, rescale)) this->state.rescale_out(rescale[0], rescale[1]);
+            pack(even, s);
+            bool last_odd = false;
+            while (find_tile(at, left, turn, kAhead, true)) {
+                attend_tile(s, odd, even, stage, at);
+                last_odd = !find_tile(at, left, turn, kAhead, true);
+                if (last_odd) break;
+                attend_tile(s, even, odd, stage, at);
+            }
+            wait_values();
+            if (last_odd) {
+                multiply_last(odd, stage);
+            } else {
+                multiply_last(even, stage);
+            }
+            finish_last(stage);
+        }
+    }
     /// Scores of the tile at `at` become `weights` while the weights `before`, of the tile in `stage`, are multiplied by its
     /// values. Those go back, and `at` moves on.
     SAPWOOD_DEVICE void attend_tile(f32 (&s)[kBlocks][4], Weights& weights, Weights& before, u32& stage, Position& at) {
         const u32 own = at.stage;
-        wait_turn();
-        wgmma_fence();
-        multiply_keys(s, own);
-        if constexpr (Traits::kValuesApart) {
-            wait_values();
-            wgmma_fence();
-        }
-        multiply_values(before, stage);
-        pass_turn();
-        wgmma_wait<1>();
-        settle_scores(s);
+        multiply_both(s, own, before, stage);
         finish_scores(s, at);
         f32 rescale[2];
-        const bool raised =
-            kWeightsInTurns ? !try_weights(weights, s) && weigh_and_pack(weights, s, rescale) : this->weigh(s, rescale);
+        const bool raised = !try_weights(weights, s) && weigh_and_pack(weights, s, rescale);
         wgmma_wait<0>();
         settle_out();
         // Until now they were read: without this the compiler gives their registers to the new ones.
         SAPWOOD_UNROLL for (u32 c = 0; c < kBlocks / 2; ++c) wgmma_settled(before[c]);
         release_values(stage);
         if (raised) this->state.rescale_out(rescale[0], rescale[1]);
-        if constexpr (!kWeightsInTurns) pack(weights, s);
         stage = own;
+    }
+
+    SAPWOOD_DEVICE void multiply_first(f32 (&s)[kBlocks][4], u32 stage) {
+        wait_turn();
+        wgmma_fence();
+        multiply_keys(s, stage);
+        pass_turn();
+        wgmma_wait<0>();
+        settle_scores(s);
+        signal();
+    }
+    /// Scores of the tile in `stage`, and the weights of the one before by its values: only the former are waited for.
+    SAPWOOD_DEVICE void multiply_both(f32 (&s)[kBlocks][4], u32 stage, Weights& weights, u32 values_stage) {
+        wait_turn();
+        wgmma_fence();
+        multiply_keys(s, stage);
+        if constexpr (Traits::kValuesApart) {
+            wait_values();
+            wgmma_fence();
+        }
+        multiply_values(weights, values_stage);
+        pass_turn();
+        wgmma_wait<1>();
+        settle_scores(s);
+    }
+    SAPWOOD_DEVICE void multiply_last(Weights& weights, u32 stage) {
+        wgmma_fence();
+        multiply_values(weights, stage);
+    }
+    SAPWOOD_DEVICE void finish_last(u32 stage) {
+        wgmma_wait<0>();
+        settle_out();
+        release_values(stage);
     }
 
     /// Weights by the maxima as they are; false if scores have outgrown them.
@@ -240,21 +288,26 @@ private:
         return this->state.try_exponentials(s, this->score.factor(),
                                             [&p](u32 i, const f32(&weight)[4]) { pack_half(p, i, weight); });
     }
+
     SAPWOOD_DEVICE bool weigh_and_pack(Weights& p, f32 (&s)[kBlocks][4], f32 (&rescale)[2]) {
         const bool raised = this->weigh(s, rescale);
         pack(p, s);
         return raised;
     }
 
-    /// Soft-cap and mask, of the tile that was found last, at `at`; which then moves on.
-    SAPWOOD_DEVICE void finish_scores(f32 (&s)[kBlocks][4], Position& at) {
+    /// Soft-cap, and the mask where not all of the warpgroup's rows are among `all`, which see every key of the tile.
+    SAPWOOD_DEVICE void mask_scores(f32 (&s)[kBlocks][4], u32 stage, ChunkView all) {
         this->transform(s);
-        if (all_.begin() > this->first_row || all_.end() < min_u32(this->first_row + 64, this->row_end)) {
+        if (all.begin() > this->first_row || all.end() < min_u32(this->first_row + 64, this->row_end)) {
             ChunkView chunks[Traits::kChunks];
             u32 index[Traits::kChunks];
-            SAPWOOD_UNROLL for (u32 c = 0; c < Traits::kChunks; ++c) chunks[c] = this->chunk(at.stage, index[c] = c);
-            this->mask(s, chunks, at.stage, index);
+            SAPWOOD_UNROLL for (u32 c = 0; c < Traits::kChunks; ++c) chunks[c] = this->chunk(stage, index[c] = c);
+            this->mask(s, chunks, stage, index);
         }
+    }
+    /// The same of the tile at `at`, whose keys then go back where values come apart; `at` moves on.
+    SAPWOOD_DEVICE void finish_scores(f32 (&s)[kBlocks][4], Position& at) {
+        mask_scores(s, at.stage, all_);
         if constexpr (Traits::kValuesApart) this->release(at.stage);
         at.advance();
     }
