@@ -6,6 +6,7 @@
 
 #include "attention/backward_order.h"
 #include "attention/decode_epilogue.h"
+#include "attention/weights.h"
 #include "isa/warpgroup.h"
 
 namespace sapwood::kernel {
@@ -95,8 +96,8 @@ private:
         wgmma_settled(ds);
         if (last) release(shared.values.empty(0));
         differentiate(s, ds, stage);
-        pack(p, s);
-        pack(e, ds);
+        pack_weights<Element>(p, s);
+        pack_weights<Element>(e, ds);
         store_dscores(e, shared.dscore(stage));
         wgmma_fence();
         accumulate<typename Traits::DOutTile>(dv, p, shared.dout(stage));
@@ -197,14 +198,6 @@ private:
         }
     }
 
-    SAPWOOD_DEVICE static void pack(u32 (&p)[kBlocks / 2][4], const f32 (&s)[kBlocks][4]) {
-        SAPWOOD_UNROLL for (u32 c = 0; c < kBlocks / 2; ++c) {
-            SAPWOOD_UNROLL for (u32 j = 0; j < 2; ++j) {
-                p[c][j * 2] = pack2<Element>(s[c * 2 + j][0], s[c * 2 + j][1]);
-                p[c][j * 2 + 1] = pack2<Element>(s[c * 2 + j][2], s[c * 2 + j][3]);
-            }
-        }
-    }
     /// Turned round: a row for each query row, 64 keys of this warpgroup in one panel.
     SAPWOOD_DEVICE void store_dscores(const u32 (&e)[kBlocks / 2][4], u32 tile) const {
         using DS = typename Traits::DScoreTile;

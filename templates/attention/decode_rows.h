@@ -3,7 +3,7 @@
 #pragma once
 
 #include "attention/decode_operands.h"
-#include "attention/softmax_state.h"
+#include "attention/weights.h"
 
 namespace sapwood::kernel {
 
@@ -152,14 +152,5 @@ struct DecodeRows {
         return raised;
     }
 };
-
-/// Weights of 16 rows and 16 keys as the A fragment of the next product: two neighbouring accumulators, packed.
-template <class Element>
-SAPWOOD_DEVICE void pack_weights(u32 (&p)[4], const f32 (&low)[4], const f32 (&high)[4]) {
-    p[0] = pack2<Element>(low[0], low[1]);
-    p[1] = pack2<Element>(low[2], low[3]);
-    p[2] = pack2<Element>(high[0], high[1]);
-    p[3] = pack2<Element>(high[2], high[3]);
-}
 
 }  // namespace sapwood::kernel

@@ -59,7 +59,7 @@ struct DecodeTraits : Config {
 };
 
 /// What is copied of a tile at a time.
-enum class TilePart : u32 { keys = 1, values = 2, all = 3 };
+enum class TilePart : u32 { keys, values, all };
 constexpr bool has_keys(TilePart part) { return part != TilePart::values; }
 constexpr bool has_values(TilePart part) { return part != TilePart::keys; }
 

@@ -57,7 +57,6 @@ private:
     static constexpr u32 kNone = ~0u;
     static constexpr u32 kUnits = Traits::kWarps / 4;
     static constexpr u32 kAhead = kUnits < Traits::kStages ? kUnits : Traits::kStages - 1;
-    u32 before_ = kNone;   // the stage whose V is still being multiplied
     ChunkView all_{0, 0};  // rows that see every key of the tile found last
     Position values_at_;
     bool signals_ = false;
@@ -179,6 +178,7 @@ private:
         while (find_tile(at, left, turn, tiles, false)) {
             u32 stage = at.stage;
             ChunkView all = all_;
+            u32 before = kNone;  // the stage whose V is still being multiplied
             f32 s[kBlocks][4];
             Weights p;
             multiply_first(s, stage);
@@ -188,15 +188,14 @@ private:
                 const bool raised = this->weigh(s, rescale);
                 wgmma_wait<0>();
                 settle_out();
-                if (before_ != kNone) this->release(before_);
-                before_ = kNone;
+                if (before != kNone) this->release(before);
                 if (raised) this->state.rescale_out(rescale[0], rescale[1]);
-                pack(p, s);
+                pack_weights<Element>(p, s);
                 at.advance();
                 // Only as far ahead as the ring reaches while this tile is held.
                 if (!find_tile(at, left, turn, kAhead, true)) break;
                 multiply_both(s, at.stage, p, stage);
-                before_ = stage;
+                before = stage;
                 stage = at.stage;
                 all = all_;
             }
@@ -216,7 +215,7 @@ private:
             finish_scores(s, at);
             f32 rescale[2];
             if (this->weigh(s, rescale)) this->state.rescale_out(rescale[0], rescale[1]);
-            pack(even, s);
+            pack_weights<Element>(even, s);
             bool last_odd = false;
             while (find_tile(at, left, turn, kAhead, true)) {
                 attend_tile(s, odd, even, stage, at);
@@ -240,7 +239,8 @@ private:
         multiply_both(s, own, before, stage);
         finish_scores(s, at);
         f32 rescale[2];
-        const bool raised = !try_weights(weights, s) && weigh_and_pack(weights, s, rescale);
+        const bool raised =
+            !try_weights<Element>(this->state, weights, s, this->score.factor()) && weigh_and_pack(weights, s, rescale);
         wgmma_wait<0>();
         settle_out();
         // Until now they were read: without this the compiler gives their registers to the new ones.
@@ -283,15 +283,9 @@ private:
         release_values(stage);
     }
 
-    /// Weights by the maxima as they are; false if scores have outgrown them.
-    SAPWOOD_DEVICE bool try_weights(Weights& p, const f32 (&s)[kBlocks][4]) {
-        return this->state.try_exponentials(s, this->score.factor(),
-                                            [&p](u32 i, const f32(&weight)[4]) { pack_half(p, i, weight); });
-    }
-
     SAPWOOD_DEVICE bool weigh_and_pack(Weights& p, f32 (&s)[kBlocks][4], f32 (&rescale)[2]) {
         const bool raised = this->weigh(s, rescale);
-        pack(p, s);
+        pack_weights<Element>(p, s);
         return raised;
     }
 
@@ -310,13 +304,6 @@ private:
         mask_scores(s, at.stage, all_);
         if constexpr (Traits::kValuesApart) this->release(at.stage);
         at.advance();
-    }
-    SAPWOOD_DEVICE static void pack(Weights& p, const f32 (&s)[kBlocks][4]) {
-        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) pack_half(p, i, s[i]);
-    }
-    SAPWOOD_DEVICE static void pack_half(Weights& p, u32 i, const f32 (&weight)[4]) {
-        p[i / 2][i % 2 * 2] = pack2<Element>(weight[0], weight[1]);
-        p[i / 2][i % 2 * 2 + 1] = pack2<Element>(weight[2], weight[3]);
     }
 
     SAPWOOD_DEVICE void settle_scores(f32 (&s)[kBlocks][4]) {

@@ -4,7 +4,7 @@
 
 #include "attention/decode_epilogue.h"
 #include "attention/packed_mask.h"
-#include "attention/softmax_state.h"
+#include "attention/weights.h"
 
 namespace sapwood::kernel {
 
@@ -84,17 +84,9 @@ struct PackedRows {
     }
     /// Weights as A fragments of the products with V.
     using Weights = u32[kBlocks / 2][4];
-    SAPWOOD_DEVICE static void pack(Weights& p, const f32 (&s)[kBlocks][4]) {
-        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) pack_block(p, i, s[i]);
-    }
-    SAPWOOD_DEVICE static void pack_block(Weights& p, u32 i, const f32 (&weight)[4]) {
-        p[i / 2][i % 2 * 2] = pack2<Element>(weight[0], weight[1]);
-        p[i / 2][i % 2 * 2 + 1] = pack2<Element>(weight[2], weight[3]);
-    }
-
     /// Weights by the maxima as they are; false if scores have outgrown them, which weigh() then sees to.
     SAPWOOD_DEVICE bool try_weights(Weights& p, const f32 (&s)[kBlocks][4]) {
-        return state.try_exponentials(s, score.factor(), [&p](u32 i, const f32(&weight)[4]) { pack_block(p, i, weight); });
+        return kernel::try_weights<Element>(state, p, s, score.factor());
     }
 
     /// Of row `half` of this lane's two, with its sum complete: writes the LSE, gives the factor of the output.

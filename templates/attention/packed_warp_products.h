@@ -37,7 +37,7 @@ struct PackedWarpProducts : PackedRows<Traits> {
             if (tile == 0 || !this->try_weights(p, s)) {
                 f32 rescale[2];
                 if (this->weigh(s, rescale)) this->state.rescale_out(rescale[0], rescale[1]);
-                Rows::pack(p, s);
+                pack_weights<Element>(p, s);
             }
             this->shared.values.wait_full(this->values);
             multiply_values(p);

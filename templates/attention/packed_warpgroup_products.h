@@ -34,7 +34,7 @@ struct PackedWarpgroupProducts : PackedRows<Traits> {
         wgmma_wait<0>();
         finish_keys(s, runs);
         this->weigh(s, rescale);  // whatever it raised, there is no output yet
-        Rows::pack(even, s);
+        pack_weights<Element>(even, s);
         for (u32 left = this->item.tiles - 1; left != 0; --left) {
             attend_tile(s, odd, even);
             if (--left == 0) break;
@@ -94,7 +94,7 @@ private:
         f32 rescale[2];
         if (!this->try_weights(weights, s)) {
             raised = this->weigh(s, rescale);
-            Rows::pack(weights, s);
+            pack_weights<Element>(weights, s);
         }
         wgmma_wait<0>();
         settle_out();
