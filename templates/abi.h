@@ -81,7 +81,7 @@ struct DecodeParams {
     const Merge* merges;
     const unsigned* masks;    // [rows of Q, mask_words]; bit i of a row is the row's token i; null without masks
     const unsigned* gather;   // positions of gathered chunks
-    float* partial_out;       // [slots, kv_heads, group, head_dim_v]
+    void* partial_out;        // [slots, kv_heads, group, head_dim_v], elements of `out`: each part is rounded as a result is
     float* partial_exponent;  // [slots, kv_heads, group], base-2 logarithm of the part's sum of exponentials
     Counters* counters;
     long long q_request_stride, out_request_stride;

@@ -67,7 +67,7 @@ struct DecodePlanInfo {
     std::int64_t partial_rows = 0;   ///< partial results, in (request, KV head) rows of `group` query rows
     std::int64_t hbm_bytes = 0;      ///< Q + O + every KV token on some request's path, once: no kernel moves less
     std::int64_t kv_load_bytes = 0;  ///< KV bytes the blocks load, re-reads (from L2) included
-    std::int64_t partial_bytes = 0;  ///< fp32 partials, written and read once
+    std::int64_t partial_bytes = 0;  ///< partial results and their LSE, written and read once
     double flops = 0;                ///< 2 * (Dqk + Dv) * Hq * path tokens
     double model_cost = 0;           ///< the planner's cost, in equivalent HBM bytes
     double model_us = 0;             ///< microseconds that the planner expects on a device of this SM count at 3.0 TB/s

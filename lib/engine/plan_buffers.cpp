@@ -19,7 +19,7 @@ PlanBuffers::PlanBuffers(std::shared_ptr<Memory> memory, const DecodePlan::Impl&
     const std::size_t masks = layout.place<std::uint32_t>(plan.capacity.mask_rows * plan.capacity.mask_words);
     const std::size_t gather = layout.place<std::uint32_t>(plan.capacity.gather);
     const std::size_t lse = layout.place<float>(plan.capacity.slots * problem.q_heads);
-    const std::size_t out = layout.place<float>(plan.capacity.slots * problem.q_heads * problem.head_dim_v);
+    const std::size_t out = layout.place<std::uint16_t>(plan.capacity.slots * problem.q_heads * problem.head_dim_v);
     block_ = memory_->allocate(layout.bytes());
     const auto at = [&](std::size_t offset) { return static_cast<void*>(static_cast<char*>(block_) + offset); };
     base_.header = static_cast<abi::WorkHeader*>(at(header));
@@ -32,7 +32,7 @@ PlanBuffers::PlanBuffers(std::shared_ptr<Memory> memory, const DecodePlan::Impl&
     if (plan.capacity.gather > 0) base_.gather = static_cast<std::uint32_t*>(at(gather));
     base_.mask_words = static_cast<unsigned>(plan.capacity.mask_words);
     base_.partial_exponent = static_cast<float*>(at(lse));
-    base_.partial_out = static_cast<float*>(at(out));
+    base_.partial_out = at(out);
     base_.kv_heads = static_cast<unsigned>(problem.kv_heads);
     base_.item_capacity = static_cast<unsigned>(plan.capacity.items);
     set_score(base_, problem);

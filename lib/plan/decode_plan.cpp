@@ -59,7 +59,7 @@ DecodePlanInfo describe(const DecodePlan::Impl& plan, const ForestOrder& order, 
     info.kv_load_bytes = static_cast<std::int64_t>(static_cast<double>(loaded) * model.token_bytes * problem.kv_heads);
     info.hbm_bytes = static_cast<std::int64_t>(static_cast<double>(order.used_tokens) * model.token_bytes * problem.kv_heads +
                                                static_cast<double>(info.requests) * row);
-    info.partial_bytes = plan.list.slots * problem.q_heads * (problem.head_dim_v + 1) * 4 * 2;
+    info.partial_bytes = plan.list.slots * problem.q_heads * (problem.head_dim_v * 2 + 4) * 2;
     info.flops = 2.0 * (problem.head_dim + problem.head_dim_v) * problem.q_heads * static_cast<double>(order.path_tokens);
     info.model_cost = cover.cost;
     info.model_us = split.makespan;

@@ -67,6 +67,11 @@ SAPWOOD_DEVICE u8* out_row(const abi::DecodeParams& params, int request, u32 kv_
 }
 
 template <class Traits>
+SAPWOOD_DEVICE u8* partial_row(const abi::DecodeParams& params, u64 part) {
+    return static_cast<u8*>(params.partial_out) + part * (Traits::kHeadDimV * sizeof(typename Traits::Element));
+}
+
+template <class Traits>
 SAPWOOD_DEVICE void write_lse(const abi::DecodeParams& params, int request, u32 kv_head, u32 in_group, const RowEnd& end) {
     if (params.lse == nullptr) return;
     const u64 heads = static_cast<u64>(params.kv_heads) * Traits::kGroup;
@@ -101,9 +106,9 @@ SAPWOOD_DEVICE void quad_transpose(u32 (&x)[4]) {
 }
 
 /// Where the accumulators of a lane lie in their row, as HalfOperands leave them: pairs of columns, eight apart. `to` is the lane's
-/// first 16 bytes or first column.
+/// first 16 bytes.
 struct PairColumns {
-    static constexpr u32 kLaneBytes = 16, kLaneColumns = 2;
+    static constexpr u32 kLaneBytes = 16;
     template <class Element, u32 kBlocks>
     SAPWOOD_DEVICE static void store(u8* to, bool wanted, const f32 (&out)[kBlocks][4], u32 h, f32 factor) {
         // Exchanged in fours, they are 16 bytes a store and whole sectors; lanes with nothing to store take part.
@@ -115,28 +120,16 @@ struct PairColumns {
             if (wanted) store_16(to + i * 16, x[0], x[1], x[2], x[3]);
         }
     }
-    template <u32 kBlocks>
-    SAPWOOD_DEVICE static void store_f32s(f32* to, const f32 (&out)[kBlocks][4], u32 h, f32 factor) {
-        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i)
-            store_f32x2(to + i * 8, out[i][h * 2] * factor, out[i][h * 2 + 1] * factor);
-    }
 };
 /// As ByteOperands leave them: four columns, sixteen apart, the even and the odd ones in neighbouring blocks.
 struct QuadColumns {
-    static constexpr u32 kLaneBytes = 8, kLaneColumns = 4;
+    static constexpr u32 kLaneBytes = 8;
     template <class Element, u32 kBlocks>
     SAPWOOD_DEVICE static void store(u8* to, bool wanted, const f32 (&out)[kBlocks][4], u32 h, f32 factor) {
         if (!wanted) return;
         SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; i += 2) {
             store_8(to + i * 16, pack2<Element>(out[i][h * 2] * factor, out[i + 1][h * 2] * factor),
                     pack2<Element>(out[i][h * 2 + 1] * factor, out[i + 1][h * 2 + 1] * factor));
-        }
-    }
-    template <u32 kBlocks>
-    SAPWOOD_DEVICE static void store_f32s(f32* to, const f32 (&out)[kBlocks][4], u32 h, f32 factor) {
-        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; i += 2) {
-            store_16(to + i * 8, f32_bits(out[i][h * 2] * factor), f32_bits(out[i + 1][h * 2] * factor),
-                     f32_bits(out[i][h * 2 + 1] * factor), f32_bits(out[i + 1][h * 2 + 1] * factor));
         }
     }
 };
@@ -153,18 +146,20 @@ SAPWOOD_DEVICE void write_rows(const abi::DecodeParams& params, const RowTargets
         const abi::ItemRequest& entry = targets.entry[h];
         RowEnd end = state.end(h);
         if constexpr (Traits::KvElement::kScaled) end.inverse *= bits_f32(note.v_scale);
-        const bool final = entry.slot == abi::kFinal;
-        if (final && lane % 4 == 0) write_lse<Traits>(params, entry.request, kv_head, in_group, end);
-        if (warp_any(final)) {
-            u8* out = final ? out_row<Traits>(params, entry.request, kv_head, in_group) + lane % 4 * Columns::kLaneBytes : nullptr;
-            Columns::template store<typename Traits::Element>(out, final, state.out, h, end.inverse);
+        const bool final = entry.slot == abi::kFinal, partial = entry.slot >= 0;
+        if (!warp_any(final || partial)) continue;
+        u8* to = static_cast<u8*>(params.out);
+        if (final) {
+            to = out_row<Traits>(params, entry.request, kv_head, in_group);
+            if (lane % 4 == 0) write_lse<Traits>(params, entry.request, kv_head, in_group, end);
         }
-        if (entry.slot >= 0) {
+        if (partial) {
             const u64 part = (static_cast<u64>(entry.slot) * params.kv_heads + kv_head) * Traits::kGroup + in_group;
+            to = partial_row<Traits>(params, part);
             if (lane % 4 == 0) store_f32(params.partial_exponent + part, end.exponent);
-            f32* out = params.partial_out + part * Traits::kHeadDimV + lane % 4 * Columns::kLaneColumns;
-            Columns::store_f32s(out, state.out, h, end.inverse);
         }
+        Columns::template store<typename Traits::Element>(to + lane % 4 * Columns::kLaneBytes, final || partial, state.out, h,
+                                                          end.inverse);
     }
 }
 

@@ -13,7 +13,7 @@ namespace sapwood::kernel {
 
 /// A query row with several parts, ready to be read: nothing is left to compute when the wait for the parts is over.
 struct MergeRow {
-    const f32* out;       // this lane's columns of the first part
+    const u8* out;        // this lane's columns of the first part
     const f32* exponent;  // of the first part
     u32 parts;
     int request;
@@ -41,8 +41,8 @@ struct Merger {
         const u32 merge = row / stride(), head = row - merge * stride();
         const U32x4 words = load_readonly_16(params.merges + merge);  // request, slot_begin, slots
         const u64 first = static_cast<u64>(words.y) * stride() + head;
-        return {params.partial_out + first * Traits::kHeadDimV + lane * 4, params.partial_exponent + first, words.z,
-                static_cast<int>(words.x), head};
+        return {partial_row<Traits>(params, first) + lane * 8, params.partial_exponent + first, words.z, static_cast<int>(words.x),
+                head};
     }
 
     SAPWOOD_DEVICE void write(const MergeRow& row, const f32 (&sums)[kVectors][4], f32 maximum, f32 sum) const {
@@ -61,16 +61,16 @@ struct Merger {
 
     /// `two`: both rows, kHalf parts of each at a time; else the first, twice as many at a time.
     SAPWOOD_DEVICE void merge(const MergeRow (&row)[2], bool two) {
-        F32x4 x[2][kHalf][kVectors];
+        U32x2 x[2][kHalf][kVectors];
         f32 out[2][kVectors][4] = {};
         MergeWeights<2 * kHalf> weights;
         const u32 parts[2] = {row[0].parts, two ? row[1].parts : row[0].parts};
-        const f32* rows_of[2] = {row[0].out, two ? row[1].out : row[0].out};
+        const u8* rows_of[2] = {row[0].out, two ? row[1].out : row[0].out};
         // The half whose part this lane looks after, and that half's.
         const bool second = lane / kHalf % 2 == 1;
         const u32 its_parts = second ? parts[1] : parts[0];
         const f32* exponents = second && two ? row[1].exponent : row[0].exponent;
-        const u32 most = parts[0] > parts[1] ? parts[0] : parts[1], bytes = stride() * Traits::kHeadDimV * 4;
+        const u32 most = parts[0] > parts[1] ? parts[0] : parts[1], bytes = stride() * Traits::kHeadDimV * 2;
         for (u32 begin = 0; begin < most; begin += two ? kHalf : 2 * kHalf) {
             const u32 first[2] = {begin, two ? begin : begin + kHalf};
             const bool both = first[1] < parts[1];  // or the second half has nothing to bring
@@ -81,11 +81,10 @@ struct Merger {
             SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
                 if (h == 1 && !both) continue;
                 SAPWOOD_UNROLL for (u32 b = 0; b < kHalf; ++b) {
-                    const u8* from =
-                        reinterpret_cast<const u8*>(rows_of[h]) + static_cast<u64>(bytes) * min_u32(first[h] + b, parts[h] - 1);
+                    const u8* from = rows_of[h] + static_cast<u64>(bytes) * min_u32(first[h] + b, parts[h] - 1);
                     SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) {
                         if ((n + 1) * 128 <= Traits::kHeadDimV || n * 32 + lane < Traits::kHeadDimV / 4)
-                            x[h][b][n] = load_shared_by_blocks_16(reinterpret_cast<const f32*>(from) + n * 128);
+                            x[h][b][n] = load_shared_by_blocks_8(from + n * 256);
                     }
                 }
             }
@@ -100,10 +99,10 @@ struct Merger {
                 SAPWOOD_UNROLL for (u32 b = 0; b < kHalf; ++b) {
                     const f32 w = bits_f32(shfl(f32_bits(weight), h * kHalf + b));
                     SAPWOOD_UNROLL for (u32 n = 0; n < kVectors; ++n) {
-                        out[h][n][0] = fma_f32(w, x[h][b][n].x, out[h][n][0]);
-                        out[h][n][1] = fma_f32(w, x[h][b][n].y, out[h][n][1]);
-                        out[h][n][2] = fma_f32(w, x[h][b][n].z, out[h][n][2]);
-                        out[h][n][3] = fma_f32(w, x[h][b][n].w, out[h][n][3]);
+                        f32 part[4];
+                        unpack2<Element>(x[h][b][n].x, part[0], part[1]);
+                        unpack2<Element>(x[h][b][n].y, part[2], part[3]);
+                        SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) out[h][n][j] = fma_f32(w, part[j], out[h][n][j]);
                     }
                 }
             }

@@ -40,9 +40,9 @@ SAPWOOD_DEVICE U32x4 load_earlier_16(const void* p) {
     return v;
 }
 /// From L2, never L1: for data that other blocks of the same kernel have written.
-SAPWOOD_DEVICE F32x4 load_shared_by_blocks_16(const f32* p) {
-    F32x4 v;
-    asm volatile("ld.global.cg.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "l"(p) : "memory");
+SAPWOOD_DEVICE U32x2 load_shared_by_blocks_8(const void* p) {
+    U32x2 v;
+    asm volatile("ld.global.cg.v2.u32 {%0,%1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p) : "memory");
     return v;
 }
 SAPWOOD_DEVICE f32 load_shared_by_blocks(const f32* p) {
@@ -69,9 +69,6 @@ SAPWOOD_DEVICE void store_16(void* p, u32 a, u32 b, u32 c, u32 d) {
     asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(p), "r"(a), "r"(b), "r"(c), "r"(d) : "memory");
 }
 SAPWOOD_DEVICE void store_f32(f32* p, f32 v) { asm volatile("st.global.f32 [%0], %1;" ::"l"(p), "f"(v) : "memory"); }
-SAPWOOD_DEVICE void store_f32x2(f32* p, f32 a, f32 b) {
-    asm volatile("st.global.v2.f32 [%0], {%1,%2};" ::"l"(p), "f"(a), "f"(b) : "memory");
-}
 SAPWOOD_DEVICE u32 f32_bits(f32 v) { return __float_as_uint(v); }
 SAPWOOD_DEVICE f32 bits_f32(u32 v) { return __uint_as_float(v); }
 

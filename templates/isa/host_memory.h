@@ -37,9 +37,9 @@ SAPWOOD_DEVICE U32x2 load_earlier_8(const void* p) {
 }
 SAPWOOD_DEVICE U32x4 load_earlier_16(const void* p) { return load_readonly_16(p); }
 /// From L2, never L1: for data that other blocks of the same kernel have written.
-SAPWOOD_DEVICE F32x4 load_shared_by_blocks_16(const f32* p) {
-    F32x4 v;
-    __builtin_memcpy(&v, host_global<const u8>(p, 16), 16);
+SAPWOOD_DEVICE U32x2 load_shared_by_blocks_8(const void* p) {
+    U32x2 v;
+    __builtin_memcpy(&v, host_global<const u8>(p, 8), 8);
     return v;
 }
 SAPWOOD_DEVICE f32 load_shared_by_blocks(const f32* p) { return *host_global<const volatile f32>(p, 4); }
@@ -60,10 +60,6 @@ SAPWOOD_DEVICE void store_16(void* p, u32 a, u32 b, u32 c, u32 d) {
     __builtin_memcpy(host_global<u8>(p, 16), v, 16);
 }
 SAPWOOD_DEVICE void store_f32(f32* p, f32 v) { __builtin_memcpy(host_global<u8>(p, 4), &v, 4); }
-SAPWOOD_DEVICE void store_f32x2(f32* p, f32 a, f32 b) {
-    const f32 v[2] = {a, b};
-    __builtin_memcpy(host_global<u8>(p, 8), v, 8);
-}
 
 inline void host_reduce_add(f32* global, f32 value) {
     u32* to = reinterpret_cast<u32*>(global);
