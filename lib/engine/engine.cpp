@@ -13,6 +13,7 @@
 #include "engine/engine_impl.h"
 #include "engine/plan_buffers.h"
 #include "engine/plan_state.h"
+#include "kernel/decode_source.h"
 #include "kernel/key_text.h"
 #include "kernel/render.h"
 #include "plan/static_plan.h"
@@ -241,7 +242,7 @@ void Engine::launch(DecodePlan& plan, const DecodeTensors& tensors, void* stream
     PlanState* const state = state_of(host);
     const bool stands_in = state != nullptr && state->standing_in();
     if (stands_in && !state->fixed() && service.setup.memory->capturing(stream)) state->fix();
-    if (kernel.key.mainloop == static_cast<int>(Mainloop::wgmma)) {
+    if (takes_tensor_maps(kernel.key)) {
         enqueue(service, kernel, host.grid(), buffers.mapped(host, params), stream);
     } else {
         enqueue(service, kernel, host.grid(), params, stream);

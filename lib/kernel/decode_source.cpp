@@ -13,9 +13,13 @@ bool e4m3(const KernelKey& key) { return key.kv_dtype == static_cast<int>(KvDTyp
 
 bool warpgroups(const KernelKey& key) { return key.mainloop == static_cast<int>(Mainloop::wgmma); }
 
+abi::Mainloop mainloop(const KernelKey& key) { return warpgroups(key) ? abi::Mainloop::wgmma : abi::Mainloop::mma; }
+
 std::uint32_t threads(const KernelKey& key) { return (key.warps + key.producers) * 32u; }
 
 }  // namespace
+
+bool takes_tensor_maps(const KernelKey& key) { return warpgroups(key) && !e4m3(key); }
 
 KernelSource decode_source(const KernelKey& key) {
     const std::string kv_source = key.page_size == 0
@@ -29,7 +33,7 @@ KernelSource decode_source(const KernelKey& key) {
                 {"kv_source", kv_source},
                 {"score", score_policy(static_cast<Score>(key.score))},
                 {"mainloop", mainloop_name(static_cast<Mainloop>(key.mainloop))},
-                {"params", warpgroups(key) ? "MappedDecodeParams" : "DecodeParams"},
+                {"params", takes_tensor_maps(key) ? "MappedDecodeParams" : "DecodeParams"},
                 {"products", warpgroups(key) ? "warpgroup_products" : "warp_products"},
                 {"products_type", warpgroups(key) ? "WarpgroupProducts" : "WarpProducts"},
                 {"mask", key.mask != 0 ? "true" : "false"},
@@ -46,11 +50,9 @@ KernelSource decode_source(const KernelKey& key) {
 }
 
 KernelResources decode_resources(const KernelKey& key) {
-    const abi::DecodeShape shape = {key.head_dim,        key.head_dim_v,
-                                    key.group,           key.warps,
-                                    key.producers,       key.block_kv,
-                                    key.stages,          key.mask != 0,
-                                    e4m3(key) ? 1u : 2u, warpgroups(key) ? abi::Mainloop::wgmma : abi::Mainloop::mma};
+    const unsigned kv_bytes = abi::decode_tile_element(e4m3(key) ? 1 : 2, mainloop(key));
+    const abi::DecodeShape shape = {key.head_dim, key.head_dim_v, key.group,     key.warps, key.producers,
+                                    key.block_kv, key.stages,     key.mask != 0, kv_bytes,  mainloop(key)};
     return {.threads = threads(key), .shared_bytes = abi::decode_shared_bytes(shape)};
 }
 

@@ -149,7 +149,7 @@ DecodeConfig choose_config(const DecodeProblem& problem, const ForestOrder& orde
         return row_load(order, cost_model(problem, config), split_input_of(problem, config, limits));
     };
     const DecodeConfig config = choose_config(problem, asked, limits);
-    if (asked.mainloop != Mainloop::choose || !load(config).heavy(problem.mask)) return config;
+    if (asked.mainloop != Mainloop::choose || !load(config).heavy(problem.mask, problem.kv_dtype != KvDType::as_q)) return config;
     DecodeConfig wanted = asked;
     wanted.mainloop = Mainloop::wgmma;
     const auto warpgroups = find_config(problem, wanted, limits);

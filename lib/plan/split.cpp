@@ -64,16 +64,16 @@ RowLoad row_load(const ForestOrder& order, const CostModel& model, const SplitIn
         loads += chunks * cost.first_read;
         arithmetic += chunks * cost.units_of(entry.request_end - entry.request_begin) * cost.unit;
         const std::int32_t blocks = ((entry.request_end - entry.request_begin) * input.group + 63) / 64;
-        tiles += chunks * abi::kChunkTokens / input.block_kv * blocks * input.kv_heads;
+        tiles += chunks * abi::kChunkTokens / 64 * blocks * input.kv_heads;
     }
     const double rows = static_cast<double>(order.requests.size()) * input.group * input.kv_heads;
     return {.rows = rows / input.sms, .tiles = tiles / input.sms, .arithmetic_to_loads = loads > 0 ? arithmetic / loads : 0};
 }
 
-bool RowLoad::heavy(bool drafts) const {
-    constexpr double kRows = 48, kTiles = 16, kOfForests = 1.0, kOfDrafts = 0.25;
+bool RowLoad::heavy(bool drafts, bool widens) const {
+    constexpr double kRows = 48, kTiles = 16, kOfForests = 1.0, kOfDrafts = 0.25, kWidened = 2.0;
     // Few rows over many keys fill the chip as well, each SM with a part of the keys.
-    return (rows >= kRows || tiles >= kTiles) && arithmetic_to_loads > (drafts ? kOfDrafts : kOfForests);
+    return (rows >= kRows || tiles >= kTiles) && arithmetic_to_loads > (widens ? kWidened : drafts ? kOfDrafts : kOfForests);
 }
 
 bool RowLoad::very_heavy() const {

@@ -66,6 +66,7 @@ DecodeProblem complete(const DecodeProblem& asked) {
 }
 
 abi::DecodeShape shape_of(const DecodeProblem& problem, const DecodeConfig& config) {
+    const abi::Mainloop mainloop = config.mainloop == Mainloop::wgmma ? abi::Mainloop::wgmma : abi::Mainloop::mma;
     return {.head_dim = static_cast<unsigned>(problem.head_dim),
             .head_dim_v = static_cast<unsigned>(problem.head_dim_v),
             .group = static_cast<unsigned>(group_of(problem)),
@@ -74,8 +75,8 @@ abi::DecodeShape shape_of(const DecodeProblem& problem, const DecodeConfig& conf
             .block_kv = static_cast<unsigned>(config.block_kv),
             .stages = static_cast<unsigned>(config.stages),
             .mask = problem.mask,
-            .kv_bytes = static_cast<unsigned>(kv_dtype_bytes(problem.kv_dtype, problem.dtype)),
-            .mainloop = config.mainloop == Mainloop::wgmma ? abi::Mainloop::wgmma : abi::Mainloop::mma};
+            .kv_bytes = abi::decode_tile_element(static_cast<unsigned>(kv_dtype_bytes(problem.kv_dtype, problem.dtype)), mainloop),
+            .mainloop = mainloop};
 }
 
 RegisterEstimate register_estimate(const DecodeProblem& problem, const DecodeConfig& config, const Limits& limits) {
@@ -106,9 +107,9 @@ std::string why_illegal(const DecodeProblem& problem, const DecodeConfig& config
     if (config.mainloop == Mainloop::wgmma) {
         // The products of templates/attention/decode_warpgroup_products.h: two warpgroups; 64 keys or 128.
         if (limits.sm != 90) return "mainloop wgmma needs SM 9.0; " + limits.target + " has mma";
-        if (problem.kv_dtype != KvDType::as_q)
-            return std::string("mainloop wgmma reads K and V from shared memory in Q's type; kv_dtype ") +
-                   kv_dtype_name(problem.kv_dtype) + " has to be widened on the way and runs with mainloop mma";
+        if (problem.kv_dtype != KvDType::as_q && config.block_kv != 64)
+            return std::string("mainloop wgmma widens kv_dtype ") + kv_dtype_name(problem.kv_dtype) +
+                   " on the way to shared memory, tiles of 64 keys, not " + std::to_string(config.block_kv);
         if (!one_of(problem.head_dim, {64, 128}) || !one_of(problem.head_dim_v, {64, 128}))
             return "mainloop wgmma is made for head dims 64 and 128, not " + std::to_string(problem.head_dim) + "/" +
                    std::to_string(problem.head_dim_v);

@@ -56,14 +56,15 @@ ChunkCost chunk_cost(const CostModel& model, const SplitInput& input);
 /// Items that a block is cut into.
 std::int64_t pieces_of(double block_cost, double item_cost, std::int64_t tiles);
 
-/// What there is to do for each SM: query rows, tiles of 64 rows and block_kv keys, and the time of the arithmetic over that of the
+/// What there is to do for each SM: query rows, tiles of 64 rows and 64 keys, and the time of the arithmetic over that of the
 /// loads, as the configuration of `input` has it.
 struct RowLoad {
     double rows = 0, tiles = 0, arithmetic_to_loads = 0;
     /// Of single warps. Work for warpgroups: enough query rows to fill their 64, and more arithmetic than hides behind the loads.
     /// Less of it suffices where rows see the same keys, as those of drafts do. From the 45 FastTree cases and spec.json's short
     /// list on an H100: of 85, two lose more than 3 % against the other loop (4 and 7 %).
-    bool heavy(bool drafts) const;
+    /// Where K and V are widened on the way (`widens`), that sets the pace of thin work: from the same cases with e4m3.
+    bool heavy(bool drafts, bool widens) const;
     /// Of warpgroups with 64 keys. Work for their tiles of 128 keys, if most rows see whole tiles. From the row-heavy cases of
     /// spec.json on an H100.
     bool very_heavy() const;

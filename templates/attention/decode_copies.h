@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention/decode_traits.h"
+#include "attention/decode_widening.h"
 
 namespace sapwood::kernel {
 
@@ -23,6 +24,10 @@ struct RowBlocks {
 template <class Traits>
 struct DecodeCopies {
     using Chunks = typename Traits::template Products<Traits>::Chunks;
+    template <class To, class Tile, u32 kDim>
+    using Widening = typename Select<Traits::kWidens, WideningCopy<To, Tile, kDim>, NoWidening>::Type;
+    using KeysWidened = Widening<typename Traits::Element, typename Traits::KTile, Traits::kHeadDim>;
+    using ValuesWidened = Widening<typename Traits::KvElement::Weight, typename Traits::VTile, Traits::kHeadDimV>;
     static constexpr u32 kThreads = Traits::kProducers * 32;
     static constexpr u32 kTokens = Traits::kBlockKv / Traits::kProducers;  // of a tile, for each copy warp
     static constexpr u32 kOwnChunks = kTokens / abi::kChunkTokens;
@@ -30,7 +35,7 @@ struct DecodeCopies {
     static constexpr u32 kRowGroups = (kRows + 31) / 32;
     // Tiles that a look-up (of the chunk, then of the page) travels ahead of its use. A spill costs more than what it hides: local
     // memory is read behind all copies that were sent before.
-    static constexpr u32 kAhead = Traits::kFewRegisters ? 1 : Traits::kQueryShared ? 2 : 3;
+    static constexpr u32 kAhead = Traits::kFewRegisters || Traits::kWidens ? 1 : Traits::kQueryShared ? 2 : 3;
     static_assert(kTokens == 16 || kTokens == 32, "a copy warp looks up one token a lane");
 
     const typename Traits::Params& params;
@@ -154,6 +159,9 @@ struct DecodeCopies {
     /// `found`: by look_up_row, of the same words.
     SAPWOOD_DEVICE void send_tile(u32 words, u32 found, u32 first_request, u32 kv_head) {
         const u32 own_row = row_of(words, found);
+        [[maybe_unused]] KeysWidened keys;
+        if constexpr (Traits::kWidens)
+            keys.load(head_of(params.k, params.k_head_stride, kv_head), own_row, tokens_of(words, 0), params.k_token_stride);
         shared.ring.wait_empty(at);
         if (lane < kTokens && lane % 16 < 4) {
             u32* chunk = reinterpret_cast<u32*>(shared.chunks(at.stage) + warp * kOwnChunks + lane / 16);
@@ -161,7 +169,15 @@ struct DecodeCopies {
         }
         write_header(abi::StageKind::tile);
         if constexpr (Traits::kMasksStaged) send_masks(words, first_request);
-        if constexpr (Traits::kValuesApart) {
+        if constexpr (Traits::kWidens) {
+            ValuesWidened values;
+            values.load(head_of(params.v, params.v_head_stride, kv_head), own_row, tokens_of(words, 0), params.v_token_stride);
+            u8* stage = shared.base + at.stage * Traits::kStageBytes;
+            keys.store(stage, warp * kTokens);
+            values.store(stage + Traits::kKTileBytes, warp * kTokens);
+            Chunks::stored();
+            publish();
+        } else if constexpr (Traits::kValuesApart) {
             send_chunks<TilePart::keys>(shared.ring.full(at.stage), words, own_row, kv_head);
             publish();
             shared.values.wait_empty(values_at);

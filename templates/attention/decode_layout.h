@@ -13,10 +13,13 @@ enum class StageKind : unsigned { query, tile, scratch, stop };
 /// Who multiplies: single warps (mma.sync, every SM), or warpgroups (wgmma, sm_90a).
 enum class Mainloop : unsigned { mma = 1, wgmma = 2 };
 
+/// Bytes of an element of K and V in shared memory: wgmma reads Q's type there, so that fewer are widened on the way.
+constexpr unsigned decode_tile_element(unsigned kv_bytes, Mainloop mainloop) { return mainloop == Mainloop::wgmma ? 2 : kv_bytes; }
+
 struct DecodeShape {
     unsigned head_dim, head_dim_v, group, warps, producers, block_kv, stages;
     bool mask;
-    unsigned kv_bytes = 2;  // of an element of K and V
+    unsigned kv_bytes = 2;  // decode_tile_element
     Mainloop mainloop = Mainloop::mma;
 };
 

@@ -14,7 +14,8 @@ namespace sapwood::kernel {
 template <class Config>
 struct DecodeTraits : Config {
     using Element = typename Config::Element;
-    static constexpr u32 kKvBytes = Config::KvElement::kBytes;
+    static constexpr u32 kKvBytes = abi::decode_tile_element(Config::KvElement::kBytes, Config::kMainloop);  // in shared memory
+    static constexpr bool kWidens = kKvBytes != Config::KvElement::kBytes;                                   // on the way there
     static constexpr abi::DecodeShape kShape = {Config::kHeadDim,   Config::kHeadDimV, Config::kGroup,  Config::kWarps,
                                                 Config::kProducers, Config::kBlockKv,  Config::kStages, Config::kMask,
                                                 kKvBytes,           Config::kMainloop};
@@ -34,7 +35,7 @@ struct DecodeTraits : Config {
     // turns over the keys.
     static constexpr bool kWarpgroups = Config::kMainloop == abi::Mainloop::wgmma;
     static constexpr u32 kUnitWarps = kWarpgroups ? 4 : 1;
-    static_assert(!kWarpgroups || kKvBytes == 2, "wgmma reads both operands in one type");
+    static_assert(!kWidens || Config::kBlockKv / Config::kProducers == abi::kChunkTokens, "a chunk at a time for each copy warp");
 
     template <u32 kColumns>
     using KvTile = typename Select<kWarpgroups, Bricks<kColumns>, Swizzle<kColumns>>::Type;
@@ -62,6 +63,16 @@ struct DecodeTraits : Config {
 enum class TilePart : u32 { keys, values, all };
 constexpr bool has_keys(TilePart part) { return part != TilePart::values; }
 constexpr bool has_values(TilePart part) { return part != TilePart::keys; }
+
+/// Chunks of K and V that something else than the copy warps fetches: none.
+struct NoChunks {
+    template <class Params>
+    SAPWOOD_DEVICE static void prepare(const Params&) {}
+    template <TilePart, class Params>
+    SAPWOOD_DEVICE static bool fetch(const Params&, u32, u32, u32, u32, u32, u32) {
+        return false;
+    }
+};
 
 /// First words of a stage's header; the tile's chunks follow at byte 32.
 struct alignas(16) StageHeader {

@@ -6,16 +6,6 @@
 
 namespace sapwood::kernel {
 
-/// Chunks of K and V that something else than the copy warps fetches: none.
-struct NoChunks {
-    template <class Params>
-    SAPWOOD_DEVICE static void prepare(const Params&) {}
-    template <TilePart, class Params>
-    SAPWOOD_DEVICE static bool fetch(const Params&, u32, u32, u32, u32, u32, u32) {
-        return false;
-    }
-};
-
 template <class Traits>
 struct WarpProducts : DecodeRows<Traits> {
     using Chunks = NoChunks;

@@ -11,11 +11,17 @@
 
 namespace sapwood::kernel {
 
+/// Of e4m3 K and V: stored by the copy warps themselves (decode_widening.h).
+struct WidenedChunks : NoChunks {
+    SAPWOOD_DEVICE static void stored() { fence_async_proxy(); }
+};
+
 template <class Traits>
 struct WarpgroupProducts : DecodeRows<Traits> {
     using Rows = DecodeRows<Traits>;
-    using Chunks = TensorChunks<Traits>;
+    using Chunks = typename Select<Traits::kWidens, WidenedChunks, TensorChunks<Traits>>::Type;
     using Element = typename Traits::Element;
+    using Weight = typename Traits::KvElement::Weight;  // and V in shared memory
     using Position = RingPosition<Traits::kStages>;
     using Rows::kSteps;
     static constexpr u32 kBlocks = Traits::kBlockKv / 8;
@@ -152,7 +158,7 @@ private:
         }
     }
     SAPWOOD_DEVICE void multiply_values(const Weights& p, u32 stage) {
-        kernel::multiply_values<Element, typename Traits::VTile>(
+        kernel::multiply_values<Weight, typename Traits::VTile>(
             this->state.out, p, this->shared.value_tile(Traits::kValuesApart ? values_at_.stage : stage));
     }
     SAPWOOD_DEVICE void wait_values() const {
@@ -190,7 +196,7 @@ private:
                 settle_out();
                 if (before != kNone) this->release(before);
                 if (raised) this->state.rescale_out(rescale[0], rescale[1]);
-                pack_weights<Element>(p, s);
+                pack_weights<Weight>(p, s);
                 at.advance();
                 // Only as far ahead as the ring reaches while this tile is held.
                 if (!find_tile(at, left, turn, kAhead, true)) break;
@@ -215,7 +221,7 @@ private:
             finish_scores(s, at);
             f32 rescale[2];
             if (this->weigh(s, rescale)) this->state.rescale_out(rescale[0], rescale[1]);
-            pack_weights<Element>(even, s);
+            pack_weights<Weight>(even, s);
             bool last_odd = false;
             while (find_tile(at, left, turn, kAhead, true)) {
                 attend_tile(s, odd, even, stage, at);
@@ -240,7 +246,7 @@ private:
         finish_scores(s, at);
         f32 rescale[2];
         const bool raised =
-            !try_weights<Element>(this->state, weights, s, this->score.factor()) && weigh_and_pack(weights, s, rescale);
+            !try_weights<Weight>(this->state, weights, s, this->score.factor()) && weigh_and_pack(weights, s, rescale);
         wgmma_wait<0>();
         settle_out();
         // Until now they were read: without this the compiler gives their registers to the new ones.
@@ -285,7 +291,7 @@ private:
 
     SAPWOOD_DEVICE bool weigh_and_pack(Weights& p, f32 (&s)[kBlocks][4], f32 (&rescale)[2]) {
         const bool raised = this->weigh(s, rescale);
-        pack_weights<Element>(p, s);
+        pack_weights<Weight>(p, s);
         return raised;
     }
 

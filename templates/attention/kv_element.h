@@ -15,7 +15,8 @@ struct SameKv {
 };
 
 /// e4m3, each KV head with a factor for its keys and one for its values. Keys are widened to Q's type, exactly. Values and weights
-/// are multiplied in fp16, whatever Q is: it holds e4m3 exactly too, weights better than bf16, and is quicker made of bytes.
+/// are multiplied in fp16, whatever Q is: it holds e4m3 exactly too, weights better than bf16, and is quicker made of bytes. Single
+/// warps widen what they multiply; warpgroups find it widened in shared memory (decode_widening.h).
 struct E4m3Kv {
     static constexpr u32 kBytes = 1;
     static constexpr bool kScaled = true;

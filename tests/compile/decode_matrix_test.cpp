@@ -70,6 +70,8 @@ constexpr Shape kWarpgroups[] = {
     {DType::fp16, 128, 64, 7, 32, 30, true, Mainloop::wgmma},
     {DType::bf16, 128, 0, 4, 16, 0, true, Mainloop::wgmma, kAsQ, 128},
     {DType::fp16, 64, 0, 8, 0, 50, true, Mainloop::wgmma, kAsQ, 128},
+    {DType::bf16, 128, 0, 4, 16, 0, true, Mainloop::wgmma, kFp8},
+    {DType::fp16, 64, 128, 8, 1, 0, false, Mainloop::wgmma, kFp8},
 };
 constexpr Shape kFp8OnOne[] = {
     {DType::bf16, 96, 0, 5, 1, 0, true, Mainloop::mma, kFp8},

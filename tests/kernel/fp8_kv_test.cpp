@@ -29,6 +29,7 @@ DraftMask bits(std::uint64_t seed, std::int32_t rows, std::int32_t columns) {
 
 std::vector<DecodeCase> fp8_cases() {
     constexpr DType fp16 = DType::fp16, bf16 = DType::bf16;
+    constexpr Mainloop mma = Mainloop::mma, wgmma = Mainloop::wgmma;
     std::vector<DecodeCase> cases = {
         // Head dims, groups and page sizes: each value of each, every head dim with both types of Q.
         {"shape", fp16, 64, 0, 1, 2, 0, two_roots()},
@@ -40,7 +41,7 @@ std::vector<DecodeCase> fp8_cases() {
         {"shape", bf16, 128, 0, 4, 3, 1, crowded(41)},
         {"shape", fp16, 128, 0, 1, 3, 64, crowded(131)},
         {"shape", bf16, 128, 0, 7, 1, 128, two_roots()},
-        {"shape", fp16, 128, 0, 64, 1, 0, crowded(5)},
+        {"shape", fp16, 128, 0, 64, 1, 0, crowded(5), {.mainloop = mma}},
         {"shape", bf16, 192, 0, 1, 2, 64, two_roots()},
         {"shape", fp16, 192, 0, 7, 1, 1, crowded(20)},
         {"shape", bf16, 192, 128, 4, 1, 1, chain()},
@@ -54,6 +55,12 @@ std::vector<DecodeCase> fp8_cases() {
         {"short tiles", bf16, 96, 0, 1, 1, 0, crowded(130), {.warps = 8, .block_kv = 32}},
         {"long tiles", bf16, 128, 0, 4, 1, 64, chain(), {.warps = 8, .block_kv = 128}},
         {"deep", fp16, 128, 0, 16, 1, 16, two_roots(), {.warps = 4, .block_kv = 64, .stages = 10}},
+        // Widened on the way to warpgroups.
+        {"warpgroup", fp16, 128, 0, 4, 2, 0, two_roots(), {.mainloop = wgmma}},
+        {"warpgroup", bf16, 128, 0, 4, 2, 1, crowded(41), {.mainloop = wgmma}},
+        {"warpgroup", fp16, 64, 0, 64, 1, 128, two_roots(), {.mainloop = wgmma}, Layout::hnd},
+        {"warpgroup, split", bf16, 64, 128, 3, 1, 16, chain(), {.mainloop = wgmma, .split = 6}, Layout::padded},
+        {"warpgroup, soft-cap", bf16, 128, 64, 16, 1, 64, crowded(36), {.mainloop = wgmma}, Layout::nhd, 0, 2.5f},
         // Scores: the keys' factor goes with the scale, before a soft-cap.
         {"steep", fp16, 128, 0, 4, 1, 0, crowded(36), {}, Layout::nhd, 2},
         {"scale below zero", bf16, 64, 0, 4, 2, 0, two_roots(), {}, Layout::nhd, -0.125f},
@@ -71,13 +78,15 @@ std::vector<DecodeCase> fp8_cases() {
     };
     const std::size_t plain = cases.size();
     const Tree two = {{-1, 133, 0}, {-1, 61, 1}, {0, 0, 0}};
-    cases.insert(cases.end(), {{"drafts", fp16, 128, 0, 4, 2, 0, two},
-                               {"drafts", bf16, 128, 0, 8, 1, 16, two},
+    cases.insert(cases.end(), {{"drafts", fp16, 128, 0, 4, 2, 0, two, {.mainloop = mma}},
+                               {"drafts", bf16, 128, 0, 8, 1, 16, two, {.mainloop = mma}},
                                {"drafts", bf16, 64, 0, 1, 2, 1, two},
                                {"drafts", bf16, 192, 128, 3, 1, 32, two},
                                {"drafts", fp16, 256, 0, 4, 1, 0, two},
                                {"drafts, long tiles", bf16, 96, 0, 7, 1, 16, two, {.warps = 4, .block_kv = 128}},
-                               {"drafts, split", bf16, 128, 0, 4, 2, 1, two, {.split = 7}},
+                               {"drafts, split", bf16, 128, 0, 4, 2, 1, two, {.mainloop = mma, .split = 7}},
+                               {"drafts, warpgroup", bf16, 128, 0, 4, 2, 16, two, {.mainloop = wgmma, .split = 3}},
+                               {"drafts, warpgroup", fp16, 64, 0, 8, 1, 1, two, {.mainloop = wgmma}},
                                {"drafts, soft-cap", fp16, 128, 0, 4, 2, 1, two, {}, Layout::padded, 0, 2.5f}});
     for (std::size_t i = plain; i < cases.size(); ++i)
         cases[i].drafts = {{0, tree(1, 37)}, {1, tree(2, 1)}, {2, bits(3, 20, 33)}, {-1, tree(4, 18)}, {0, tree(5, 5)}};
@@ -101,7 +110,7 @@ void matches_oracle(const Target& target) {
         CAPTURE(which.to_string());
         Scene scene(which);
         DecodePlan plan = plan_of(target, scene);
-        CHECK(plan.info().config.mainloop == Mainloop::mma);
+        if (which.config.mainloop != Mainloop::choose) CHECK(plan.info().config.mainloop == which.config.mainloop);
         if (which.config.split > 0 && which.drafts.empty()) CHECK(plan.info().partial_rows > 0);
         Bound(target, scene).run(plan);
         CHECK(scene.fault() == "");
@@ -211,8 +220,9 @@ TEST_CASE("decode on host: fp8 KV: what does not fit is refused with the reason"
     };
     const auto plan_with = [&](const DecodeCase& which) { return refusal([&] { (void)plan_of(host_target(), Scene(which)); }); };
     DecodeCase wgmma = small_fp8();
-    wgmma.config.mainloop = Mainloop::wgmma;
-    CHECK(plan_with(wgmma).find("kv_dtype fp8_e4m3 has to be widened") != std::string::npos);
+    wgmma.config = {.mainloop = Mainloop::wgmma, .block_kv = 128};
+    CHECK(plan_with(wgmma).find("widens kv_dtype fp8_e4m3 on the way to shared memory, tiles of 64 keys, not 128") !=
+          std::string::npos);
     Scene plain(small_case()), bytes(small_fp8());
     DecodePlan plan = plan_of(host_target(), plain), other = plan_of(host_target(), bytes);
     const float one = 1;

@@ -196,7 +196,7 @@ TEST_CASE("tiles: choose_config keeps every field that is asked for") {
     CHECK(bad.second.c_str() == doctest::Contains("block_kv 8"));
 }
 
-TEST_CASE("tiles: e4m3 KV takes half the tile, no wgmma, and half the bytes in plan and model") {
+TEST_CASE("tiles: e4m3 KV takes half the tile, or a widened one of 64 keys, and half the bytes in plan and model") {
     const Limits limits = support::offline_limits("sm_90a");
     DecodeProblem plain = problem_of(128, 128, 4), bytes = plain;
     bytes.kv_dtype = KvDType::e4m3;
@@ -209,7 +209,11 @@ TEST_CASE("tiles: e4m3 KV takes half the tile, no wgmma, and half the bytes in p
     deep.stages = 6;
     CHECK(why_illegal(plain, deep, limits) != "");
     CHECK(why_illegal(bytes, deep, limits) == "");
-    const auto refused = thrown([&] { choose_config(bytes, {.mainloop = Mainloop::wgmma}, limits); });
+    // Warpgroups find it widened.
+    const DecodeConfig warpgroups = choose_config(bytes, {.mainloop = Mainloop::wgmma}, limits);
+    CHECK(warpgroups.block_kv == 64);
+    CHECK(abi::decode_tile_bytes(shape_of(bytes, warpgroups)) == abi::decode_tile_bytes(shape_of(plain, warpgroups)));
+    const auto refused = thrown([&] { choose_config(bytes, {.mainloop = Mainloop::wgmma, .block_kv = 128}, limits); });
     CHECK(refused.second.c_str() == doctest::Contains("kv_dtype fp8_e4m3"));
     CHECK(choose_config(bytes, {}, limits).mainloop == Mainloop::mma);
     const CostModel of_plain = cost_model(plain, config), of_bytes = cost_model(bytes, config);
