@@ -6,8 +6,8 @@
 
 namespace sapwood {
 
-/// Element type of Q, K, V and O in memory (K and V unless KvDType says otherwise). Accumulation and LSE are always
-/// fp32; what blocks hand to each other of a row that they share is rounded as O is.
+/// Element type of Q, K, V and O in memory (K and V unless KvDType says otherwise). Accumulation and LSE are always fp32;
+/// what blocks hand to each other of a row that they share is rounded as O is.
 enum class DType : std::uint8_t { fp16 = 1, bf16 = 2 };
 
 const char* dtype_name(DType dtype) noexcept;

@@ -28,7 +28,8 @@ struct CostModel {
     double values_a_byte = 0.5;  // of these: arithmetic goes by values, loads by bytes
     double reread = 1 / 1.8;     // a byte from L2 against one from HBM: 3.0 / 5.5 TB/s
     double partial_bytes = 0;    // write and read of one request's partial rows and LSE, at twice their bytes, because they are
-                                 // also waited for and added up: at once, FT7 16/1 and FT8 32/8 are planned 41 and 9 % slower
+                                 // also waited for and added up: by their bytes alone FT7 16/1 and FT8 32/8 get plans that are 41
+                                 // and 9 % slower
     double item_bytes = 8192;    // start and end of a work item: about 0.35 us of one SM's share of the bandwidth
     std::int32_t capacity = 1;   // requests a block
 };
