@@ -111,9 +111,11 @@ std::string fault_of(Engine& engine, const Shape& shape) {
     const int blocks = plan.info().config.blocks, registers = (report.registers + 7) / 8 * 8;  // dealt out in eights
     const cuda::DeviceInfo sm = cuda::offline_device(engine.target());
     if (report.registers <= 0) return key + "no register count";
-    // What ptxas parks in local memory once a work item (seen in the machine code: none of it in the key loop, none in copy warps):
-    // a loop counter on sm_100a; up to sixteen values with the 128 accumulators a thread of head dim 256. Anything more is a fault.
-    if (report.spill_bytes > (shape.head_dim == 256 ? 64 : 8))
+    // What ptxas parks in local memory once a work item (seen in the machine code: none of it in the key loop): a loop counter on
+    // sm_100a; up to sixteen values with the 128 accumulators a thread of head dim 256; up to four in copy warps that widen,
+    // between one item's last tile and the next one's first. Anything more is a fault.
+    const bool widens = shape.kv_dtype != KvDType::as_q && shape.mainloop == Mainloop::wgmma;
+    if (report.spill_bytes > (shape.head_dim == 256 ? 64 : widens ? 16 : 8))
         return key + std::to_string(report.spill_bytes) + " bytes spilled at " + std::to_string(report.registers) + " registers";
     if (report.shared_bytes > sm.max_shared_per_block_optin) return key + std::to_string(report.shared_bytes) + " bytes shared";
     if ((report.shared_bytes + sm.reserved_shared_per_block) * blocks > sm.max_shared_per_sm)
