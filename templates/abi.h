@@ -16,7 +16,8 @@ struct alignas(16) Chunk {
     unsigned tokens;  // valid keys, 1..16 (0 for padding); in a kernel with masks also kMasked and mask column
     // Of its tile, in the first two of the tile's chunks. For units of 64 rows, row_begin | row_end << 16 like the two above: rows
     // that see every key of the tile (none if one is not there), then the hull of those that see some. For units of 16 rows, low
-    // word first: bit `unit * chunks of a tile + chunk` says that some row of the unit sees the chunk.
+    // word first: bit `warp * chunks of a tile + chunk` says that the warp attends the chunk, which some of its rows see; warps
+    // that share rows have each their part of what these see.
     unsigned tile_word;
 };
 

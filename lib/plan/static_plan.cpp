@@ -57,7 +57,7 @@ std::int64_t columns_of(const Shape::Rows& block) { return block.ancestors.maske
 class Builder {
 public:
     Builder(DecodePlan::Impl& plan, std::int64_t rows_of_q)
-        : plan_(plan), list_(plan.list), group_(group_of(plan.problem)), unit_rows_(plan.split_input().unit_rows) {
+        : plan_(plan), list_(plan.list), input_(plan.split_input()), group_(input_.group) {
         list_.mask_rows = rows_of_q;
     }
 
@@ -100,7 +100,8 @@ private:
         const std::size_t chunks = list_.chunks.size() - item.chunk_begin;
         item.tiles = static_cast<std::uint32_t>((chunks + in_tile - 1) / in_tile);
         list_.chunks.resize(item.chunk_begin + item.tiles * in_tile);
-        set_tile_words({list_.chunks.data() + item.chunk_begin, item.tiles * in_tile}, in_tile, unit_rows_);
+        set_tile_words({list_.chunks.data() + item.chunk_begin, item.tiles * in_tile}, in_tile, input_.unit_rows, input_.units,
+                       rows * group_);
         list_.items.push_back(item);
     }
 
@@ -132,7 +133,8 @@ private:
 
     DecodePlan::Impl& plan_;
     WorkList& list_;
-    const std::int32_t group_, unit_rows_;
+    const SplitInput input_;
+    const std::int32_t group_;
 };
 
 /// The blocks depth first, a block's parent being the one that holds the last of its rows' ancestors before them: a third of the

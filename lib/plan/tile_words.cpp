@@ -2,6 +2,7 @@
 #include "plan/tile_words.h"
 
 #include <algorithm>
+#include <bit>
 
 namespace sapwood {
 namespace {
@@ -10,26 +11,26 @@ constexpr std::uint32_t kWarpRows = 16;
 
 std::uint32_t rows_of(const abi::Chunk& chunk) { return chunk.row_begin | static_cast<std::uint32_t>(chunk.row_end) << 16; }
 
-/// Which units of 16 rows see which chunks of a tile: abi::Chunk::tile_word.
-class SeenByWarps {
+/// Which blocks of 16 rows see which chunks of a tile: a bit `block * chunks of a tile + chunk`.
+class SeenByRows {
 public:
-    explicit SeenByWarps(std::size_t in_tile) : width_(static_cast<std::uint32_t>(in_tile)) {
-        const std::uint64_t units = ~std::uint64_t{0} / ((1u << width_) - 1);  // a bit each
-        for (std::uint32_t unit = 0; unit <= kUnits; ++unit)
-            below_[unit] = unit * width_ < 64 ? units & ((std::uint64_t{1} << unit * width_) - 1) : units;
+    explicit SeenByRows(std::size_t in_tile) : width_(static_cast<std::uint32_t>(in_tile)) {
+        const std::uint64_t blocks = ~std::uint64_t{0} / ((1u << width_) - 1);  // a bit each
+        for (std::uint32_t block = 0; block <= kBlocks; ++block)
+            below_[block] = block * width_ < 64 ? blocks & ((std::uint64_t{1} << block * width_) - 1) : blocks;
     }
 
     std::uint64_t operator()(std::span<const abi::Chunk> tile) {
         std::uint64_t seen = 0;
-        for (std::uint32_t c = 0; c < width_; ++c) seen |= units_of(tile[c]) << c;
+        for (std::uint32_t c = 0; c < width_; ++c) seen |= blocks_of(tile[c]) << c;
         return seen;
     }
 
 private:
-    static constexpr std::uint32_t kUnits = 8;  // of a work item, at most
+    static constexpr std::uint32_t kBlocks = 8;  // of a work item, at most
 
-    /// A bit for each unit of the chunk's rows, which are mostly those of the chunk before.
-    std::uint64_t units_of(const abi::Chunk& chunk) {
+    /// A bit for each block of the chunk's rows, which are mostly those of the chunk before.
+    std::uint64_t blocks_of(const abi::Chunk& chunk) {
         if (rows_of(chunk) != rows_) {
             rows_ = rows_of(chunk);
             found_ = chunk.row_begin == chunk.row_end
@@ -40,9 +41,49 @@ private:
     }
 
     const std::uint32_t width_;
-    std::uint64_t below_[kUnits + 1];  // the bits of so many units
+    std::uint64_t below_[kBlocks + 1];  // the bits of so many blocks
     std::uint32_t rows_ = 0;
     std::uint64_t found_ = 0;
+};
+
+/// Hands the chunks that a block of rows sees to the warps that share these rows, two at a time, in turn. Chunks that only other
+/// rows see have no turn: whose it would be is a matter of how the item's keys are mixed, and could be the same warp each time.
+class SharedByWarps {
+public:
+    /// `blocks` of rows, `parts` warps each (a power of two).
+    SharedByWarps(std::size_t in_tile, std::uint32_t blocks, std::uint32_t parts)
+        : width_(static_cast<std::uint32_t>(in_tile)), blocks_(blocks), parts_(parts) {
+        for (std::uint32_t turn = 0; turn < parts; ++turn) whole_[turn] = share(all(), turn);
+    }
+
+    /// The words of a tile: a bit `warp * chunks of a tile + chunk`, warps part-major.
+    std::uint64_t operator()(std::uint64_t seen) {
+        std::uint64_t words = 0;
+        for (std::uint32_t block = 0; block < blocks_; ++block) {
+            const auto own = static_cast<std::uint32_t>(seen >> block * width_) & all();
+            std::uint32_t& turn = turn_[block];
+            words |= (own == all() ? whole_[turn] : share(own, turn)) << block * width_;
+            turn = (turn + (static_cast<std::uint32_t>(std::popcount(own)) + 1) / 2) % parts_;
+        }
+        return words;
+    }
+
+private:
+    std::uint32_t all() const { return (1u << width_) - 1; }
+
+    std::uint64_t share(std::uint32_t seen, std::uint32_t turn) const {
+        std::uint64_t words = 0;
+        for (; seen != 0; ++turn) {
+            const std::uint32_t rest = seen & (seen - 1), next = rest & (rest - 1);
+            words |= std::uint64_t{seen ^ next} << turn % parts_ * blocks_ * width_;
+            seen = next;
+        }
+        return words;
+    }
+
+    const std::uint32_t width_, blocks_, parts_;
+    std::uint64_t whole_[8];  // of a block that sees all of a tile, by its turn
+    std::uint32_t turn_[8] = {};
 };
 
 /// The same of units of 64 rows. A chunk that is patched later is not whole now: its tile is never called seen entirely, which is
@@ -70,17 +111,21 @@ void summarise(std::span<abi::Chunk> tile) {
 
 }  // namespace
 
-void set_tile_words(std::span<abi::Chunk> chunks, std::size_t in_tile, std::int32_t unit_rows) {
+void set_tile_words(std::span<abi::Chunk> chunks, std::size_t in_tile, std::int32_t unit_rows, std::int32_t units,
+                    std::int32_t rows) {
     if (unit_rows > std::int32_t{kWarpRows}) {
         for (std::size_t first = 0; first < chunks.size(); first += in_tile) summarise(chunks.subspan(first, in_tile));
         return;
     }
-    SeenByWarps seen_by_warps(in_tile);
+    const std::uint32_t blocks = (static_cast<std::uint32_t>(rows) + kWarpRows - 1) / kWarpRows;
+    const std::uint32_t parts = static_cast<std::uint32_t>(units) / blocks;
+    SeenByRows seen_by_rows(in_tile);
+    SharedByWarps shared_by_warps(in_tile, blocks, parts);
     for (std::size_t first = 0; first < chunks.size(); first += in_tile) {
         const std::span<abi::Chunk> tile = chunks.subspan(first, in_tile);
-        const std::uint64_t seen = seen_by_warps(tile);
-        tile[0].tile_word = static_cast<std::uint32_t>(seen);
-        tile[1].tile_word = static_cast<std::uint32_t>(seen >> 32);
+        const std::uint64_t seen = seen_by_rows(tile), words = parts > 1 ? shared_by_warps(seen) : seen;
+        tile[0].tile_word = static_cast<std::uint32_t>(words);
+        tile[1].tile_word = static_cast<std::uint32_t>(words >> 32);
     }
 }
 

@@ -10,7 +10,9 @@
 
 namespace sapwood {
 
-/// Fills in abi::Chunk::tile_word of whole tiles of `in_tile` chunks. `unit_rows`: SplitInput::unit_rows.
-void set_tile_words(std::span<abi::Chunk> chunks, std::size_t in_tile, std::int32_t unit_rows);
+/// Fills in abi::Chunk::tile_word of an item's tiles, of `in_tile` chunks each. `unit_rows`, `units`: as SplitInput has them;
+/// `rows`: query rows of the item.
+void set_tile_words(std::span<abi::Chunk> chunks, std::size_t in_tile, std::int32_t unit_rows, std::int32_t units,
+                    std::int32_t rows);
 
 }  // namespace sapwood

@@ -127,13 +127,13 @@ void WorkList::emit_item(const ForestOrder& order, std::span<const Run> runs, co
     // The order of an item's keys is free, and two things ask for mixing them. What other items load too comes from L2 and is seen
     // by many rows; what this one alone loads waits for HBM: blocks that do the one and then the other, all at the same time, use
     // half of the chip at a time. And runs that few rows see would keep one unit of compute warps busy: those of different units
-    // take turns, as many chunks each as a unit works on at once.
+    // take turns, as many chunks each as a unit works on at once. To a warpgroup that is a tile, whoever sees how much of it: what
+    // makes no whole one comes last, together.
     const std::size_t in_tile = static_cast<std::size_t>(input.block_kv) / abi::kChunkTokens;
     const std::int32_t group = input.group, unit_rows = input.unit_rows;
     const std::int64_t turn = unit_rows > 16 ? static_cast<std::int64_t>(in_tile) : kPair;
     const bool one_unit = (end - begin) * group <= unit_rows;
-    for (Stream& stream : streams_) stream.runs.clear(), stream.run = 0, stream.left = 0;
-    std::int64_t everyones = 0, own = 0;  // chunks
+    for (Stream& stream : streams_) stream.runs.clear(), stream.run = 0, stream.left = stream.for_turns = 0;
     for (const Run& run : runs) {
         const ForestOrder::Entry& entry = order.entries[run.entry];
         const bool narrow = !one_unit && (run.request_end - run.request_begin) * group <= unit_rows;
@@ -142,33 +142,46 @@ void WorkList::emit_item(const ForestOrder& order, std::span<const Run> runs, co
         Stream& stream = streams_[shared ? kShared : narrow ? kNarrow + queue : kOwn];
         stream.runs.push_back(&run);
         if (stream.runs.size() == 1) begin_run(order, stream, begin, group);
-        (shared ? everyones : own) += chunks_of(run.tokens);
+        stream.for_turns += chunks_of(run.tokens);
     }
-    std::int64_t shared_done = 0, own_done = 0;
-    const auto from = [&](std::size_t stream, std::int64_t room) { return take(order, streams_[stream], room, begin, group); };
-    // in_tile and turn are powers of two.
-    const auto left_of = [&](std::int64_t step) { return step - ((end_ - first) & (step - 1)); };
     const std::int64_t step = static_cast<std::int64_t>(in_tile);
+    if (unit_rows > 16) {
+        for (Stream& stream : streams_) stream.for_turns &= -step;
+    }
+    const std::int64_t everyones = streams_[kShared].for_turns;
+    std::int64_t own = -everyones, shared_done = 0, own_done = 0;
+    for (const Stream& stream : streams_) own += stream.for_turns;
+    const auto from = [&](std::size_t index, std::int64_t room) {
+        Stream& stream = streams_[index];
+        const std::int64_t taken = take(order, stream, std::min(room, stream.for_turns), begin, group);
+        stream.for_turns -= taken;
+        return taken;
+    };
+    // in_tile and turn are powers of two.
+    const auto left_of = [&](std::int64_t of) { return of - ((end_ - first) & (of - 1)); };
     for (std::size_t queue = 0; shared_done < everyones || own_done < own;) {
         // Turns end where a tile, or a pair, ends. (Two tiles a turn lost 4 % on FT5.)
         const bool shared_turn = own_done == own || (shared_done < everyones && shared_done * own <= own_done * everyones);
         const bool alone = shared_turn ? own_done == own : shared_done == everyones;
         if (shared_turn) {
             shared_done += from(kShared, alone ? everyones : left_of(step));
-        } else if (streams_[kOwn].left > 0) {
+        } else if (streams_[kOwn].for_turns > 0) {
             own_done += from(kOwn, alone ? own : left_of(step));
         } else {
             do {
-                while (streams_[kNarrow + queue].left == 0) queue = (queue + 1) % kQueues;
+                while (streams_[kNarrow + queue].for_turns == 0) queue = (queue + 1) % kQueues;
                 own_done += from(kNarrow + queue, left_of(turn));
                 queue = (queue + 1) % kQueues;
             } while (alone && own_done < own);
         }
     }
+    for (std::size_t index = kNarrow + kQueues; index-- > 0;) {
+        while (streams_[index].left > 0) take(order, streams_[index], streams_[index].left, begin, group);
+    }
     const std::size_t tiles = (static_cast<std::size_t>(end_ - first) + in_tile - 1) / in_tile;
     end_ = chunks.data() + item.chunk_begin + tiles * in_tile;  // what lies between is zero: padding
     item.tiles = static_cast<std::uint32_t>(tiles);
-    set_tile_words({chunks.data() + item.chunk_begin, tiles * in_tile}, in_tile, unit_rows);
+    set_tile_words({chunks.data() + item.chunk_begin, tiles * in_tile}, in_tile, unit_rows, input.units, (end - begin) * group);
 
     // A request inside the hull that sees none of the runs has no part here.
     const std::size_t base = requests.size();

@@ -131,8 +131,9 @@ private:
     struct Stream {  // runs of one item, written in order, and where the next chunk comes from
         std::vector<const Run*> runs;
         std::size_t run = 0;
-        std::int64_t left = 0;  // chunks of that run; 0: no run is left
-        abi::Chunk next{};      // as it is if it is not the run's last and nothing masks it
+        std::int64_t left = 0;       // chunks of that run; 0: no run is left
+        std::int64_t for_turns = 0;  // chunks that take turns with those of other streams; the rest comes last
+        abi::Chunk next{};           // as it is if it is not the run's last and nothing masks it
         const ForestOrder::Entry* entry = nullptr;
     };
     void begin_run(const ForestOrder& order, Stream& stream, std::int32_t hull_begin, std::int32_t group);

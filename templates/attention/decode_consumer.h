@@ -37,11 +37,11 @@ struct DecodeConsumer {
         const abi::Item item = header->item;
         tiles = item.tiles;
         const RowBlocks<Traits> all(item.requests);
-        const u32 warp = warp_id(), unit = warp / Traits::kUnitWarps, blocks = all.blocks == 0 ? 1 : all.blocks;
+        const u32 warp = warp_id(), unit = warp / Traits::kUnitWarps, part = all.part_of(unit);
         rows.parts = all.parts;
         rows.row_end = all.rows;
-        rows.row_block = unit % blocks * Traits::kUnitWarps + warp % Traits::kUnitWarps;
-        rows.part = unit / blocks < all.parts ? unit / blocks : Products::kIdle;
+        rows.row_block = (unit - part * all.blocks) * Traits::kUnitWarps + warp % Traits::kUnitWarps;
+        rows.part = part < all.parts ? part : Products::kIdle;
         rows.first_row = rows.row_block / Traits::kUnitWarps * Traits::kUnitWarps * 16;
         if constexpr (Traits::KvElement::kScaled)
             rows.score = typename Traits::Score(params.scale_log2 * bits_f32(header->items), params.softcap_log2);

@@ -14,11 +14,18 @@ template <class Traits>
 struct RowBlocks {
     static constexpr u32 kRows = Traits::kUnitWarps * 16;
     static constexpr u32 kUnits = Traits::kWarps / Traits::kUnitWarps;
+    static_assert(kUnits <= 8);
     u32 rows, blocks, parts;
     SAPWOOD_DEVICE explicit RowBlocks(u32 requests)
         : rows(requests * Traits::kGroup),
-          blocks((rows + kRows - 1) / kRows),
-          parts(Traits::kQueryShared ? 1 : kUnits / (blocks == 0 ? 1 : blocks)) {}
+          blocks(rows == 0 ? 1 : (rows + kRows - 1) / kRows),
+          parts(Traits::kQueryShared ? 1 : part_of(kUnits)) {}
+    /// unit / blocks, for up to 8 of each, by reciprocals in 64ths: divisions by what is not a constant take 200 cycles of an
+    /// item's start.
+    SAPWOOD_DEVICE u32 part_of(u32 unit) const {
+        constexpr u64 kReciprocals = 0x080a0b0d10162040;  // of 8, 7, … 1, rounded up
+        return unit * (static_cast<u32>(kReciprocals >> (blocks - 1) * 8) & 0xff) >> 6;
+    }
 };
 
 template <class Traits>

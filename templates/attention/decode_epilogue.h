@@ -121,9 +121,28 @@ struct PairColumns {
         }
     }
 };
+/// The same with half of the exchanges, for rows that a launch waits for: 8 bytes a lane, and four lanes fill a sector.
+struct PairColumnsBySector {
+    /// Of the lane's first 8 bytes in the row.
+    SAPWOOD_DEVICE static u32 lane_offset() { return lane_id() % 2 * 16 + lane_id() % 4 / 2 * 8; }
+    template <class Element, u32 kBlocks>
+    SAPWOOD_DEVICE static void store(u8* to, bool wanted, const f32 (&out)[kBlocks][4], u32 h, f32 factor) {
+        // Neighbours exchange halves of two blocks: then a lane has four columns of one.
+        const bool upper = lane_id() % 2 == 1;
+        u32 words[kBlocks];
+        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) words[i] =
+            pack2<Element>(out[i][h * 2] * factor, out[i][h * 2 + 1] * factor);
+        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; i += 2) {
+            const u32 got = shfl(upper ? words[i] : words[i + 1], lane_id() ^ 1);
+            (upper ? words[i] : words[i + 1]) = got;
+        }
+        if (!wanted) return;
+        SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; i += 2) store_8(to + i * 16, words[i], words[i + 1]);
+    }
+};
 /// As ByteOperands leave them: four columns, sixteen apart, the even and the odd ones in neighbouring blocks.
 struct QuadColumns {
-    static constexpr u32 kLaneBytes = 8;
+    SAPWOOD_DEVICE static u32 lane_offset() { return lane_id() % 4 * 8; }
     template <class Element, u32 kBlocks>
     SAPWOOD_DEVICE static void store(u8* to, bool wanted, const f32 (&out)[kBlocks][4], u32 h, f32 factor) {
         if (!wanted) return;
@@ -138,7 +157,7 @@ struct QuadColumns {
 template <class Traits>
 SAPWOOD_DEVICE void write_rows(const abi::DecodeParams& params, const RowTargets<Traits>& targets, const ItemNote& note,
                                const SoftmaxState<Traits::kHeadDimV>& state, u32 row_block) {
-    using Columns = typename Select<Traits::kKvBytes == 1, QuadColumns, PairColumns>::Type;
+    using Columns = typename Select<Traits::kKvBytes == 1, QuadColumns, PairColumnsBySector>::Type;
     const u32 lane = lane_id(), kv_head = note.kv_head;
     SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
         const u32 row = row_block * 16 + lane / 4 + h * 8;
@@ -158,8 +177,7 @@ SAPWOOD_DEVICE void write_rows(const abi::DecodeParams& params, const RowTargets
             to = partial_row<Traits>(params, part);
             if (lane % 4 == 0) store_f32(params.partial_exponent + part, end.exponent);
         }
-        Columns::template store<typename Traits::Element>(to + lane % 4 * Columns::kLaneBytes, final || partial, state.out, h,
-                                                          end.inverse);
+        Columns::template store<typename Traits::Element>(to + Columns::lane_offset(), final || partial, state.out, h, end.inverse);
     }
 }
 

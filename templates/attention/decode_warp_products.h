@@ -25,28 +25,23 @@ struct WarpProducts : DecodeRows<Traits> {
     SAPWOOD_DEVICE void before_copies() const {}
 
     SAPWOOD_DEVICE void attend_item(RingPosition<Traits::kStages>& at, u32 tiles) {
-        u32 turn = 0;
         for (u32 tile = 0; tile < tiles; ++tile) {
             this->shared.ring.wait_full(at);
-            attend_tile(at.stage, turn);
+            attend_tile(at.stage);
             this->release(at.stage);
             at.advance();
         }
     }
 
 private:
-    static constexpr u32 kAtOnce = kPairs ? 2 : 1;
-    static_assert((Traits::kWarps & (Traits::kWarps - 1)) == 0);  // so that `parts` is a power of two
-
-    /// The chunks that this warp's rows see, in pairs, wherever in the tile they are. `turn` counts those of the item that its rows
-    /// see. Nothing here waits for a chunk's own words: the products would be behind that.
-    SAPWOOD_DEVICE void attend_tile(u32 stage, u32& turn) {
-        u32 seen = seen_chunks(stage);
-        if (this->parts > 1) seen = own_share(seen, turn);
-        while (seen != 0) {
-            const u32 first = take_lowest(seen);
-            if (kPairs && seen != 0) {
-                const u32 index[2] = {first, take_lowest(seen)};
+    /// The chunks that the planner has given this warp, in pairs, wherever in the tile they are. Nothing here waits for a chunk's
+    /// own words: the products would be behind that.
+    SAPWOOD_DEVICE void attend_tile(u32 stage) {
+        u32 own = own_chunks(stage);
+        while (own != 0) {
+            const u32 first = take_lowest(own);
+            if (kPairs && own != 0) {
+                const u32 index[2] = {first, take_lowest(own)};
                 const ChunkView chunks[2] = {this->chunk(stage, index[0]), this->chunk(stage, index[1])};
                 attend<2>(stage, index, chunks);
             } else {
@@ -56,30 +51,16 @@ private:
             }
         }
     }
-    SAPWOOD_DEVICE u32 seen_chunks(u32 stage) const {
+    SAPWOOD_DEVICE u32 own_chunks(u32 stage) const {
         static_assert(Traits::kChunks * Traits::kWarps <= 64);
-        const u32 bit = this->row_block * Traits::kChunks;
+        const u32 bit = warp_id() * Traits::kChunks;
         const u32 word = this->shared.chunks(stage)[Traits::kChunks * Traits::kWarps <= 32 ? 0 : bit / 32].tile_word;
         return word >> bit % 32 & ((1u << Traits::kChunks) - 1);
     }
-    /// Of pairs of seen chunks, those whose turn it is among the warps that share the rows. Chunks that only other rows see have no
-    /// turn: which warp it would be is a matter of how the planner mixes keys, and could be the same each time.
-    SAPWOOD_DEVICE u32 own_share(u32 seen, u32& turn) const {
-        u32 left = (count_bits(seen) + kAtOnce - 1) / kAtOnce, own = 0;
-        u32 skip = ((this->part - turn) & (this->parts - 1)) | (this->part & Rows::kIdle);
-        turn += left;
-        for (; skip < left; skip = this->parts - 1) {
-            left -= skip + 1;
-            for (u32 i = skip * kAtOnce; i > 0; --i) seen &= seen - 1;
-            SAPWOOD_UNROLL for (u32 i = 0; i < kAtOnce; ++i) {
-                own |= seen & (0u - seen);
-                seen &= seen - 1;
-            }
-        }
-        return own;
-    }
     SAPWOOD_DEVICE static u32 take_lowest(u32& bits) {
-        const u32 lowest = lowest_bit(bits);
+        // Of four bits by table, two bits an entry: to look for a bit takes 40 cycles, and the first product waits for it.
+        constexpr u32 kLowestOfFour = 0x12131210;
+        const u32 lowest = Traits::kChunks == 4 ? kLowestOfFour >> bits * 2 & 3 : lowest_bit(bits);
         bits &= bits - 1;
         return lowest;
     }

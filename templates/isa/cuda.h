@@ -117,7 +117,6 @@ SAPWOOD_DEVICE void cp_async_arrive(u32 mbarrier) {
 SAPWOOD_DEVICE f32 shfl_xor(f32 value, u32 mask) { return __shfl_xor_sync(~0u, value, mask); }
 SAPWOOD_DEVICE u32 shfl(u32 value, u32 lane) { return __shfl_sync(~0u, value, lane); }
 SAPWOOD_DEVICE bool warp_any(bool value) { return __any_sync(~0u, value); }
-SAPWOOD_DEVICE u32 count_bits(u32 bits) { return static_cast<u32>(__popc(bits)); }
 SAPWOOD_DEVICE u32 lowest_bit(u32 bits) { return static_cast<u32>(__ffs(static_cast<int>(bits))) - 1; }  // of a word that has one
 SAPWOOD_DEVICE u32 warp_ballot(bool value) { return __ballot_sync(~0u, value); }                         // bit l: lane l's
 

@@ -132,7 +132,6 @@ SAPWOOD_DEVICE bool warp_any(bool value) {
     host_meet(self, kHostAny);
     return self->warp->out[self->lane] != 0;
 }
-SAPWOOD_DEVICE u32 count_bits(u32 bits) { return static_cast<u32>(__builtin_popcount(bits)); }
 SAPWOOD_DEVICE u32 lowest_bit(u32 bits) { return static_cast<u32>(__builtin_ctz(bits)); }
 SAPWOOD_DEVICE u32 warp_ballot(bool value) {
     HostThread* self = host_self();

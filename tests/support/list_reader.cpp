@@ -2,6 +2,7 @@
 #include "support/list_reader.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <span>
 #include <utility>
 #include <vector>
@@ -78,16 +79,33 @@ std::string read_item(const DecodePlan::Impl& plan, const Forest& forest, const 
     return {};
 }
 
-/// Of units of 16 rows: a bit for each unit and chunk.
-bool right_for_warps(std::span<const abi::Chunk> tile, unsigned units) {
-    const std::uint64_t seen = tile[0].tile_word | std::uint64_t{tile[1].tile_word} << 32;
-    for (unsigned unit = 0; unit < units; ++unit) {
-        for (std::size_t c = 0; c < tile.size(); ++c) {
-            bool any = false;
-            for (unsigned row = unit * 16; row < unit * 16 + 16; ++row)
-                any = any || (row >= tile[c].row_begin && row < tile[c].row_end);
-            if ((seen >> (unit * tile.size() + c) & 1) != any) return false;
+/// Of units of 16 rows: a bit for each warp and chunk. Of the warps that share a block of rows one attends what these see, and each
+/// gets as many pairs of the item as the others, or one more; other warps attend nothing.
+bool right_for_warps(std::span<const abi::Chunk> chunks, std::size_t in_tile, unsigned warps, unsigned rows) {
+    const unsigned blocks = (rows + 15) / 16, parts = warps / blocks;
+    std::vector<int> pairs(warps);
+    for (std::size_t first = 0; first < chunks.size(); first += in_tile) {
+        const auto tile = chunks.subspan(first, in_tile);
+        const std::uint64_t words = tile[0].tile_word | std::uint64_t{tile[1].tile_word} << 32;
+        const auto attends = [&](unsigned warp, std::size_t c) { return (words >> (warp * in_tile + c) & 1) != 0; };
+        for (unsigned warp = 0; warp < warps; ++warp) {
+            int own = 0;
+            for (std::size_t c = 0; c < in_tile; ++c) own += attends(warp, c);
+            if (own > 0 && warp >= parts * blocks) return false;
+            pairs[warp] += (own + 1) / 2;
         }
+        for (unsigned block = 0; block < blocks; ++block) {
+            for (std::size_t c = 0; c < in_tile; ++c) {
+                const unsigned begin = block * 16, end = std::min(begin + 16, rows);
+                const bool sees = tile[c].row_begin < end && tile[c].row_end > begin && tile[c].row_begin < tile[c].row_end;
+                int by = 0;
+                for (unsigned part = 0; part < parts; ++part) by += attends(part * blocks + block, c);
+                if (by != (sees ? 1 : 0)) return false;
+            }
+        }
+    }
+    for (unsigned warp = 0; warp < parts * blocks; ++warp) {
+        if (std::abs(pairs[warp] - pairs[warp % blocks]) > 1) return false;
     }
     return true;
 }
@@ -112,11 +130,18 @@ bool right_for_warpgroups(std::span<const abi::Chunk> tile, unsigned rows) {
 std::string word_fault_of(const DecodePlan::Impl& plan) {
     const std::size_t in_tile = static_cast<std::size_t>(plan.config.block_kv) / abi::kChunkTokens;
     const auto warps = static_cast<unsigned>(plan.config.warps);
-    const std::span<const abi::Chunk> chunks = plan.list.chunks;
-    for (std::size_t first = 0; first < chunks.size(); first += in_tile) {
-        const auto tile = chunks.subspan(first, in_tile);
-        if (plan.config.mainloop == Mainloop::wgmma ? !right_for_warpgroups(tile, warps * 16) : !right_for_warps(tile, warps))
-            return "words of the tile at chunk " + std::to_string(first);
+    for (const abi::Item& item : plan.list.items) {
+        const auto chunks = std::span<const abi::Chunk>(plan.list.chunks).subspan(item.chunk_begin, item.tiles * in_tile);
+        if (plan.config.mainloop == Mainloop::mma) {
+            const unsigned rows = item.requests * static_cast<unsigned>(group_of(plan.problem));
+            if (!right_for_warps(chunks, in_tile, warps, rows))
+                return "words of the item at chunk " + std::to_string(item.chunk_begin);
+            continue;
+        }
+        for (std::size_t first = 0; first < chunks.size(); first += in_tile) {
+            if (!right_for_warpgroups(chunks.subspan(first, in_tile), warps * 16))
+                return "words of the tile at chunk " + std::to_string(item.chunk_begin + first);
+        }
     }
     return {};
 }
