@@ -94,6 +94,15 @@ void WorkList::mask_chunks(const Stream& stream, abi::Chunk* first, std::int64_t
 
 inline std::int64_t WorkList::take(const ForestOrder& order, Stream& stream, std::int64_t room, std::int32_t hull_begin,
                                    std::int32_t group) {
+    if (room < stream.left && stream.entry->mask == nullptr) {  // a turn amid a run: most are
+        abi::Chunk chunk = stream.next;
+        abi::Chunk* to = end_;
+        for (std::int64_t c = 0; c < room; ++c, chunk.position += kChunk) *to++ = chunk;
+        end_ = to;
+        stream.next.position = chunk.position;
+        stream.left -= room;
+        return room;
+    }
     const std::int64_t asked = room;
     while (room > 0 && stream.left > 0) {
         const std::int64_t count = std::min(room, stream.left);
