@@ -293,3 +293,24 @@ TEST_CASE("plan: row blocks that load one draft's path are cut alike, so that th
     for (const auto& [requests, all] : tiles)
         CHECK(*std::max_element(all.begin(), all.end()) - *std::min_element(all.begin(), all.end()) <= 2);
 }
+
+TEST_CASE("plan: keys that one warpgroup's rows see fill tiles of their own, and what makes no whole tile comes last") {
+    constexpr std::int64_t kShared = 31 * 16;
+    std::vector<Node> nodes = {{.parent = -1, .tokens = kShared, .kv_begin = 0}};
+    for (int r = 0; r < 8; ++r) nodes.push_back({.parent = 0, .tokens = 16, .kv_begin = kShared + r * 16});
+    const DecodeConfig config = {.mainloop = Mainloop::wgmma, .warps = 8, .block_kv = 64};
+    const DecodePlan plan = make_plan(Forest::from_nodes(nodes), {.q_heads = 16, .kv_heads = 1, .head_dim = 128}, config, {}, 1);
+    const WorkList& list = plan.impl().list;
+    REQUIRE(list.items.size() == 1);
+    REQUIRE(list.items[0].tiles == 10);
+    // 31 chunks for all rows and four for each half of them: nine tiles for each warpgroup, not ten for one.
+    for (const unsigned first_row : {0u, 64u}) {
+        int met = 0;
+        for (std::size_t tile = 0; tile < 10; ++tile) {
+            const std::uint32_t some = list.chunks[tile * 4 + 1].tile_word;
+            met += (some & 0xffff) < first_row + 64 && some >> 16 > first_row;
+        }
+        CHECK(met == 9);
+    }
+    CHECK(list.chunks[9 * 4 + 3].tokens == 0);  // the one chunk of padding
+}
