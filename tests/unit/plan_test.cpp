@@ -295,22 +295,32 @@ TEST_CASE("plan: row blocks that load one draft's path are cut alike, so that th
 }
 
 TEST_CASE("plan: keys that one warpgroup's rows see fill tiles of their own, and what makes no whole tile comes last") {
-    constexpr std::int64_t kShared = 31 * 16;
-    std::vector<Node> nodes = {{.parent = -1, .tokens = kShared, .kv_begin = 0}};
-    for (int r = 0; r < 8; ++r) nodes.push_back({.parent = 0, .tokens = 16, .kv_begin = kShared + r * 16});
-    const DecodeConfig config = {.mainloop = Mainloop::wgmma, .warps = 8, .block_kv = 64};
-    const DecodePlan plan = make_plan(Forest::from_nodes(nodes), {.q_heads = 16, .kv_heads = 1, .head_dim = 128}, config, {}, 1);
-    const WorkList& list = plan.impl().list;
-    REQUIRE(list.items.size() == 1);
-    REQUIRE(list.items[0].tiles == 10);
-    // 31 chunks for all rows and four for each half of them: nine tiles for each warpgroup, not ten for one.
-    for (const unsigned first_row : {0u, 64u}) {
-        int met = 0;
-        for (std::size_t tile = 0; tile < 10; ++tile) {
-            const std::uint32_t some = list.chunks[tile * 4 + 1].tile_word;
-            met += (some & 0xffff) < first_row + 64 && some >> 16 > first_row;
-        }
-        CHECK(met == 9);
+    // Two work items of eight requests: 30 chunks that both load, one for all rows of an item, one for each request.
+    std::vector<Node> nodes = {{.parent = -1, .tokens = 30 * 16, .kv_begin = 0}};
+    std::int64_t end = nodes[0].tokens;
+    const auto add = [&](std::int32_t parent) {
+        nodes.push_back({.parent = parent, .tokens = 16, .kv_begin = end});
+        end += 16;
+        return static_cast<std::int32_t>(nodes.size()) - 1;
+    };
+    for (int item = 0; item < 2; ++item) {
+        const std::int32_t shared = add(0);
+        for (int request = 0; request < 8; ++request) add(shared);
     }
-    CHECK(list.chunks[9 * 4 + 3].tokens == 0);  // the one chunk of padding
+    const DecodeConfig config = {.mainloop = Mainloop::wgmma, .warps = 8, .block_kv = 64};
+    const DecodePlan plan = make_plan(Forest::from_nodes(nodes), {.q_heads = 16, .kv_heads = 1, .head_dim = 128}, config, {}, 2);
+    const WorkList& list = plan.impl().list;
+    REQUIRE(list.items.size() == 2);
+    for (const abi::Item& item : list.items) {
+        REQUIRE(item.tiles == 10);
+        // 31 chunks for all rows and four for each half of them: nine tiles for each warpgroup, not ten for one.
+        for (const unsigned first_row : {0u, 64u}) {
+            int met = 0;
+            for (std::size_t tile = 0; tile < 10; ++tile) {
+                const std::uint32_t some = list.chunks[item.chunk_begin + tile * 4 + 1].tile_word;
+                met += (some & 0xffff) < first_row + 64 && some >> 16 > first_row;
+            }
+            CHECK(met == 9);
+        }
+    }
 }
