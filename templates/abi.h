@@ -14,12 +14,13 @@ struct alignas(16) Chunk {
     unsigned short row_begin;  // row_begin == row_end: padding, nothing is loaded
     unsigned short row_end;
     unsigned tokens;  // valid keys, 1..16 (0 for padding); in a kernel with masks also kMasked and mask column
-    // Of its tile, in the first two of the tile's chunks. For units of 64 rows, row_begin | row_end << 16 like the two above: rows
-    // that see every key of the tile (none if one is not there), then the hull of those that see some. For units of 16 rows, low
-    // word first: bit `warp * chunks of a tile + chunk` says that the warp attends the chunk, which some of its rows see; warps
-    // that share rows have each their part of what these see.
+    // Of its tile, in the tile's first chunks; units that share rows have each their part of what these see. Units of 16 rows, in
+    // the first two, low word first: bit `warp * chunks of a tile + chunk` says that the warp attends the chunk, which some of its
+    // rows see. Units of 64, in the first: bit `unit`, that the warpgroup attends the tile, and bit `kWholeShift + unit`, that each
+    // of its rows sees every key there.
     unsigned tile_word;
 };
+inline constexpr unsigned kWholeShift = 16;
 
 /// In a kernel with masks. Chunk::tokens of a chunk that has one: of its rows, each sees the keys whose bit is set in its request's
 /// mask row. The column is the chunk's place in that row, in units of 16 bits.

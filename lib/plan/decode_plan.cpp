@@ -75,6 +75,7 @@ SplitInput split_input_of(const DecodeProblem& problem, const DecodeConfig& conf
             .block_kv = config.block_kv,
             .unit_rows = config.mainloop == Mainloop::wgmma ? 64 : 16,
             .units = config.mainloop == Mainloop::wgmma ? config.warps / 4 : config.warps,
+            .share_rows = !abi::decode_query_shared(shape_of(problem, config)),
             .ring_keys = config.stages * config.block_kv,
             .aimed = config.split};
 }

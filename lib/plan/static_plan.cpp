@@ -100,8 +100,7 @@ private:
         const std::size_t chunks = list_.chunks.size() - item.chunk_begin;
         item.tiles = static_cast<std::uint32_t>((chunks + in_tile - 1) / in_tile);
         list_.chunks.resize(item.chunk_begin + item.tiles * in_tile);
-        set_tile_words({list_.chunks.data() + item.chunk_begin, item.tiles * in_tile}, in_tile, input_.unit_rows, input_.units,
-                       rows * group_);
+        set_tile_words({list_.chunks.data() + item.chunk_begin, item.tiles * in_tile}, in_tile, input_, rows * group_);
         list_.items.push_back(item);
     }
 

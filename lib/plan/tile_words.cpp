@@ -7,7 +7,7 @@
 namespace sapwood {
 namespace {
 
-constexpr std::uint32_t kWarpRows = 16;
+constexpr std::uint32_t kWarpRows = 16, kWarpgroupRows = 64;
 
 std::uint32_t rows_of(const abi::Chunk& chunk) { return chunk.row_begin | static_cast<std::uint32_t>(chunk.row_end) << 16; }
 
@@ -86,39 +86,67 @@ private:
     std::uint32_t turn_[8] = {};
 };
 
-/// The same of units of 64 rows. A chunk that is patched later is not whole now: its tile is never called seen entirely, which is
-/// slower at most.
-void summarise(std::span<abi::Chunk> tile) {
-    // Mostly all rows and lengths are those of the first chunk.
-    std::uint32_t other = tile[0].tokens ^ abi::kChunkTokens;
-    for (const abi::Chunk& chunk : tile) other |= (rows_of(chunk) ^ rows_of(tile[0])) | (chunk.tokens ^ tile[0].tokens);
-    if (other == 0 && tile[0].row_begin < tile[0].row_end) {
-        tile[0].tile_word = tile[1].tile_word = rows_of(tile[0]);
-        return;
-    }
+/// Of a tile: rows that see every key (none if one is not there), and the hull of those that see some.
+struct TileRows {
     std::uint32_t all_begin = 0, all_end = 0xffff, some_begin = 0xffff, some_end = 0;
-    for (const abi::Chunk& chunk : tile) {
-        const bool whole = chunk.tokens == abi::kChunkTokens;
-        all_begin = std::max<std::uint32_t>(all_begin, chunk.row_begin);
-        all_end = whole ? std::min<std::uint32_t>(all_end, chunk.row_end) : 0;
-        if (chunk.row_begin == chunk.row_end) continue;
-        some_begin = std::min<std::uint32_t>(some_begin, chunk.row_begin);
-        some_end = std::max<std::uint32_t>(some_end, chunk.row_end);
+
+    /// A chunk that is patched later is not whole now: its tile is never called seen entirely, which is slower at most.
+    explicit TileRows(std::span<const abi::Chunk> tile) {
+        // Mostly all rows and lengths are those of the first chunk.
+        std::uint32_t other = tile[0].tokens ^ abi::kChunkTokens;
+        for (const abi::Chunk& chunk : tile) other |= (rows_of(chunk) ^ rows_of(tile[0])) | (chunk.tokens ^ tile[0].tokens);
+        if (other == 0 && tile[0].row_begin < tile[0].row_end) {
+            all_begin = some_begin = tile[0].row_begin;
+            all_end = some_end = tile[0].row_end;
+            return;
+        }
+        for (const abi::Chunk& chunk : tile) {
+            const bool whole = chunk.tokens == abi::kChunkTokens;
+            all_begin = std::max<std::uint32_t>(all_begin, chunk.row_begin);
+            all_end = whole ? std::min<std::uint32_t>(all_end, chunk.row_end) : 0;
+            if (chunk.row_begin == chunk.row_end) continue;
+            some_begin = std::min<std::uint32_t>(some_begin, chunk.row_begin);
+            some_end = std::max<std::uint32_t>(some_end, chunk.row_end);
+        }
     }
-    tile[0].tile_word = all_begin < all_end ? all_begin | all_end << 16 : 0;
-    tile[1].tile_word = some_begin < some_end ? some_begin | some_end << 16 : 0;
-}
+};
+
+/// Which warpgroups attend an item's tiles, one after the other. Those that share rows take tiles in turn.
+class SharedByWarpgroups {
+public:
+    /// `blocks` of 64 rows, `parts` warpgroups each.
+    SharedByWarpgroups(std::uint32_t rows, std::uint32_t blocks, std::uint32_t parts)
+        : rows_(rows), blocks_(blocks), parts_(parts) {}
+
+    std::uint32_t operator()(const TileRows& tile) {
+        std::uint32_t word = 0;
+        for (std::uint32_t block = 0; block < blocks_; ++block) {
+            const std::uint32_t begin = block * kWarpgroupRows, end = std::min(begin + kWarpgroupRows, rows_);
+            if (tile.some_begin >= end || tile.some_end <= begin) continue;
+            const bool all = tile.all_begin <= begin && tile.all_end >= end;
+            word |= (1u | static_cast<std::uint32_t>(all) << abi::kWholeShift) << (turn_ * blocks_ + block);
+        }
+        turn_ = (turn_ + 1) % parts_;
+        return word;
+    }
+
+private:
+    const std::uint32_t rows_, blocks_, parts_;
+    std::uint32_t turn_ = 0;
+};
 
 }  // namespace
 
-void set_tile_words(std::span<abi::Chunk> chunks, std::size_t in_tile, std::int32_t unit_rows, std::int32_t units,
-                    std::int32_t rows) {
-    if (unit_rows > std::int32_t{kWarpRows}) {
-        for (std::size_t first = 0; first < chunks.size(); first += in_tile) summarise(chunks.subspan(first, in_tile));
+void set_tile_words(std::span<abi::Chunk> chunks, std::size_t in_tile, const SplitInput& input, std::int32_t item_rows) {
+    const auto rows = static_cast<std::uint32_t>(item_rows), unit_rows = static_cast<std::uint32_t>(input.unit_rows);
+    const std::uint32_t blocks = (rows + unit_rows - 1) / unit_rows;
+    const std::uint32_t parts = input.share_rows ? static_cast<std::uint32_t>(input.units) / blocks : 1;
+    if (unit_rows == kWarpgroupRows) {
+        SharedByWarpgroups shared_by_warpgroups(rows, blocks, parts);
+        for (std::size_t first = 0; first < chunks.size(); first += in_tile)
+            chunks[first].tile_word = shared_by_warpgroups(TileRows(chunks.subspan(first, in_tile)));
         return;
     }
-    const std::uint32_t blocks = (static_cast<std::uint32_t>(rows) + kWarpRows - 1) / kWarpRows;
-    const std::uint32_t parts = static_cast<std::uint32_t>(units) / blocks;
     SeenByRows seen_by_rows(in_tile);
     SharedByWarps shared_by_warps(in_tile, blocks, parts);
     for (std::size_t first = 0; first < chunks.size(); first += in_tile) {

@@ -7,12 +7,11 @@
 #include <span>
 
 #include "abi.h"
+#include "plan/work_list.h"
 
 namespace sapwood {
 
-/// Fills in abi::Chunk::tile_word of an item's tiles, of `in_tile` chunks each. `unit_rows`, `units`: as SplitInput has them;
-/// `rows`: query rows of the item.
-void set_tile_words(std::span<abi::Chunk> chunks, std::size_t in_tile, std::int32_t unit_rows, std::int32_t units,
-                    std::int32_t rows);
+/// Fills in abi::Chunk::tile_word of the tiles, of `in_tile` chunks each, of an item of `item_rows` query rows.
+void set_tile_words(std::span<abi::Chunk> chunks, std::size_t in_tile, const SplitInput& input, std::int32_t item_rows);
 
 }  // namespace sapwood

@@ -190,7 +190,7 @@ void WorkList::emit_item(const ForestOrder& order, std::span<const Run> runs, co
     const std::size_t tiles = (static_cast<std::size_t>(end_ - first) + in_tile - 1) / in_tile;
     end_ = chunks.data() + item.chunk_begin + tiles * in_tile;  // what lies between is zero: padding
     item.tiles = static_cast<std::uint32_t>(tiles);
-    set_tile_words({chunks.data() + item.chunk_begin, tiles * in_tile}, in_tile, unit_rows, input.units, (end - begin) * group);
+    set_tile_words({chunks.data() + item.chunk_begin, tiles * in_tile}, in_tile, input, (end - begin) * group);
 
     // A request inside the hull that sees none of the runs has no part here.
     const std::size_t base = requests.size();

@@ -36,6 +36,7 @@ struct SplitInput {
     std::int32_t block_kv = 64;
     std::int32_t unit_rows = 16;   // query rows of the warps that multiply together
     std::int32_t units = 8;        // of these, a work item
+    bool share_rows = true;        // units do, where there are more of them than the rows need
     std::int32_t ring_keys = 384;  // that the stages of a work item hold
     std::int32_t aimed = 0;        // DecodeConfig::split; 0 = choose
 };

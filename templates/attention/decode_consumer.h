@@ -39,10 +39,8 @@ struct DecodeConsumer {
         const RowBlocks<Traits> all(item.requests);
         const u32 warp = warp_id(), unit = warp / Traits::kUnitWarps, part = all.part_of(unit);
         rows.parts = all.parts;
-        rows.row_end = all.rows;
         rows.row_block = (unit - part * all.blocks) * Traits::kUnitWarps + warp % Traits::kUnitWarps;
         rows.part = part < all.parts ? part : Products::kIdle;
-        rows.first_row = rows.row_block / Traits::kUnitWarps * Traits::kUnitWarps * 16;
         if constexpr (Traits::KvElement::kScaled)
             rows.score = typename Traits::Score(params.scale_log2 * bits_f32(header->items), params.softcap_log2);
         if (lane_id() == 0) {  // last, where K and V are scaled, the factor of V

@@ -50,6 +50,9 @@ struct DecodeCopies {
     const u32 warp, lane;
     RingPosition<Traits::kStages> at, values_at;  // values_at: where they come apart
     abi::Item item{};
+    // Of the item's head in K and V, the columns that this lane copies of a row; found anew for each tile where registers are few.
+    static constexpr bool kKeepsHeads = !Traits::kFewRegisters && !Traits::kQueryShared && !Traits::kWidens;
+    const u8 *k_columns = nullptr, *v_columns = nullptr;
 
     SAPWOOD_DEVICE DecodeCopies(const typename Traits::Params& p, const DecodeShared<Traits>& s)
         : params(p), shared(s), warp(warp_id() - Traits::kWarps), lane(lane_id()) {}
@@ -174,7 +177,6 @@ struct DecodeCopies {
             u32* chunk = reinterpret_cast<u32*>(shared.chunks(at.stage) + warp * kOwnChunks + lane / 16);
             chunk[lane % 16] = words;
         }
-        write_header(abi::StageKind::tile);
         if constexpr (Traits::kMasksStaged) send_masks(words, first_request);
         if constexpr (Traits::kWidens) {
             ValuesWidened values;
@@ -230,19 +232,32 @@ struct DecodeCopies {
     SAPWOOD_DEVICE static const u8* head_of(const void* tensor, i64 stride, u32 kv_head) {
         return static_cast<const u8*>(tensor) + static_cast<u64>(kv_head) * static_cast<u64>(stride);
     }
+    /// As one value: its terms, added to each row's offset one by one, are two instructions more a row.
+    template <u32 kColumns>
+    SAPWOOD_DEVICE const u8* columns_of(const void* tensor, i64 stride, u32 kv_head) const {
+        return as_one_value(head_of(tensor, stride, kv_head) + (32 % kColumns == 0 ? lane % kColumns * 16 : 0));
+    }
+    SAPWOOD_DEVICE void find_columns(u32 kv_head) {
+        k_columns = columns_of<Traits::kKColumns>(params.k, params.k_head_stride, kv_head);
+        v_columns = columns_of<Traits::kVColumns>(params.v, params.v_head_stride, kv_head);
+    }
     template <TilePart kPart, bool kWhole>
     SAPWOOD_DEVICE void copy_chunk(u32 k_tile, u32 v_tile, u32 chunk, u32 own_row, u32 tokens, u32 kv_head) const {
         if constexpr (has_keys(kPart))
             copy_rows<typename Traits::KTile, Traits::kKColumns, kWhole>(
-                k_tile, chunk, own_row, tokens, head_of(params.k, params.k_head_stride, kv_head), params.k_token_stride);
+                k_tile, chunk, own_row, tokens,
+                kKeepsHeads ? k_columns : columns_of<Traits::kKColumns>(params.k, params.k_head_stride, kv_head),
+                params.k_token_stride);
         if constexpr (has_values(kPart))
             copy_rows<typename Traits::VTile, Traits::kVColumns, kWhole>(
-                v_tile, chunk, own_row, tokens, head_of(params.v, params.v_head_stride, kv_head), params.v_token_stride);
+                v_tile, chunk, own_row, tokens,
+                kKeepsHeads ? v_columns : columns_of<Traits::kVColumns>(params.v, params.v_head_stride, kv_head),
+                params.v_token_stride);
     }
-    /// 16 rows, 16 bytes a lane and step. Those from `tokens` on (kWhole: there are none) become zeros: their weight is 0, and 0 *
-    /// NaN would not be.
+    /// 16 rows from `columns` on (columns_of), 16 bytes a lane and step. Those from `tokens` on (kWhole: there are none) become
+    /// zeros: their weight is 0, and 0 * NaN would not be.
     template <class Tile, u32 kColumns, bool kWhole>
-    SAPWOOD_DEVICE void copy_rows(u32 stage, u32 chunk, u32 own_row, u32 tokens, const u8* base, u32 token_stride) const {
+    SAPWOOD_DEVICE void copy_rows(u32 stage, u32 chunk, u32 own_row, u32 tokens, const u8* columns, u32 token_stride) const {
         if constexpr (32 % kColumns == 0) {
             constexpr u32 kRowsAStep = 32 / kColumns, kPermuted = kColumns < 8 ? kColumns : 8;
             // The rows of one step have the keys of its first row, XOR the row within the step: one XOR with a constant.
@@ -252,7 +267,7 @@ struct DecodeCopies {
             const auto copy = [&](u32 first) {
                 const u32 to = lane_to + Tile::row(first) + (lane_column ^ Tile::key(first) * 16);
                 const u32 row = shfl(own_row, chunk * abi::kChunkTokens + first + lane / kColumns);
-                copy_16(to, base + lane % kColumns * 16, row, kWhole || first + lane / kColumns < tokens, token_stride);
+                copy_16(to, columns, row, kWhole || first + lane / kColumns < tokens, token_stride);
             };
             if constexpr (kWhole) {
                 SAPWOOD_UNROLL for (u32 first = 0; first < abi::kChunkTokens; first += kRowsAStep) copy(first);
@@ -265,7 +280,7 @@ struct DecodeCopies {
         } else {
             SAPWOOD_NO_UNROLL for (u32 i = lane; i < abi::kChunkTokens * kColumns; i += 32) {
                 const u32 token = chunk * abi::kChunkTokens + i / kColumns;
-                copy_16(stage + Tile::offset(token, i % kColumns), base + i % kColumns * 16, shfl(own_row, token),
+                copy_16(stage + Tile::offset(token, i % kColumns), columns + i % kColumns * 16, shfl(own_row, token),
                         kWhole || i / kColumns < tokens, token_stride);
             }
         }

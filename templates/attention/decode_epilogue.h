@@ -38,7 +38,7 @@ SAPWOOD_DEVICE void add_parts(const DecodeShared<Traits>& shared, u32 stage, Sof
             SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
                 const f32 other = stats[(lane / 4 + h * 8) * 2];
                 maximum[h] = max_f32(state.maximum[h], other);
-                factor[h] = exp2_approx(other - state.finite(maximum[h]));
+                factor[h] = exp2_approx(other - maximum[h]);
             }
             state.rescale_to(maximum[0], maximum[1]);
             SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) state.sum[h] += factor[h] * stats[(lane / 4 + h * 8) * 2 + 1];

@@ -7,8 +7,8 @@
 
 namespace sapwood::abi {
 
-/// What a stage of the ring holds.
-enum class StageKind : unsigned { query, tile, scratch, stop };
+/// What a stage of the ring holds that is not a tile.
+enum class StageKind : unsigned { query, scratch, stop };
 
 /// Who multiplies: single warps (mma.sync, every SM), or warpgroups (wgmma, sm_90a).
 enum class Mainloop : unsigned { mma = 1, wgmma = 2 };

@@ -14,8 +14,6 @@ struct ChunkView {
     SAPWOOD_DEVICE u32 begin() const { return rows & 0xffff; }
     SAPWOOD_DEVICE u32 end() const { return rows >> 16; }
     SAPWOOD_DEVICE bool sees(u32 row) const { return row >= begin() && row < end(); }
-    /// Some row of [first, first + count) sees keys of this chunk.
-    SAPWOOD_DEVICE bool meets(u32 first, u32 count) const { return begin() < first + count && end() > first && begin() < end(); }
 };
 
 template <class Traits>
@@ -32,9 +30,7 @@ struct DecodeRows {
     // Of the item: this warp's block of 16 rows, and its turn among the `parts` units that share the rows.
     u32 row_block = 0, part = 0, parts = 1;
     static constexpr u32 kIdle = 1u << 31;  // the part of a unit beyond row blocks * parts
-    u32 first_row = 0;                      // of the unit
     int request[2] = {};                    // of this lane's two rows, if mask words are read from global memory
-    u32 row_end = 0;                        // of the item's rows; those behind are of no consequence
 
     SAPWOOD_DEVICE DecodeRows(const abi::DecodeParams& p, const DecodeShared<Traits>& s)
         : params(p), shared(s), score(p), lane(lane_id()) {}
@@ -147,7 +143,7 @@ struct DecodeRows {
             }
         }
         const f32 factor = score.factor();
-        const bool raised = state.raise(m0[0] * factor, m1[0] * factor, rescale);
+        const bool raised = state.raise(m0[0], m1[0], factor, rescale);
         state.exponentials(s, factor);
         return raised;
     }

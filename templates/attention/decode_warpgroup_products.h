@@ -63,7 +63,8 @@ private:
     static constexpr u32 kNone = ~0u;
     static constexpr u32 kUnits = Traits::kWarps / 4;
     static constexpr u32 kAhead = kUnits < Traits::kStages ? kUnits : Traits::kStages - 1;
-    ChunkView all_{0, 0};  // rows that see every key of the tile found last
+    const u32 unit_ = warp_id() / 4;
+    bool whole_ = false;  // all rows see every key of the tile found last
     Position values_at_;
     bool signals_ = false;
     u32 staggered_ = 0;  // items, modulo 2
@@ -83,12 +84,12 @@ private:
     }
 
     /// Two warpgroups that start on the same tile multiply together and then take exponentials together: half of the time the
-    /// tensor cores have nothing to do. On long items the second one starts when the first has its first scores. (Not on short
-    /// ones: the first could be two items ahead, and the barrier's parity would not tell.)
+    /// tensor cores have nothing to do. So the second one starts when the first has its first scores. (Not on items that the
+    /// ring holds with their successor's first tile: the first could be two items ahead, and the barrier's parity would not tell.)
     SAPWOOD_DEVICE void stagger(u32 tiles) {
-        if (kTakesTurns || kUnits != 2 || this->parts != 1 || tiles < 2 * Traits::kStages) return;
+        if (kTakesTurns || kUnits != 2 || this->parts != 1 || tiles < Traits::kStages) return;
         const u32 barrier = this->shared.address + Traits::kStagger;
-        signals_ = this->first_row == 0;
+        signals_ = this->row_block < 4;
         if (!signals_) mbarrier_wait(barrier, staggered_);
         staggered_ ^= 1;
     }
@@ -97,21 +98,18 @@ private:
         signals_ = false;
     }
 
-    /// Stands at the next tile that this warpgroup works on, of the next `reach`; tiles go round the warpgroups that share rows,
-    /// and those that none of its rows sees are given back at once. False if there is none, or if the values of the tile before are
-    /// still to be given back (`holds`) and those of an unseen one would come behind them. The same in all four warps, which
-    /// multiply together.
-    SAPWOOD_DEVICE bool find_tile(Position& at, u32& left, u32& turn, u32 reach, bool holds) {
+    /// Stands at the next tile that this warpgroup works on, of the next `reach`; the others are given back at once. False if there
+    /// is none, or if the values of the tile before are still to be given back (`holds`) and those of another's would come behind
+    /// them. The same in all four warps, which multiply together.
+    SAPWOOD_DEVICE bool find_tile(Position& at, u32& left, u32 reach, bool holds) {
         for (; reach > 0 && left > 0; --reach, at.advance()) {
             this->shared.ring.wait_full(at);
-            const abi::Chunk* chunks = this->shared.chunks(at.stage);
-            const ChunkView some{chunks[1].tile_word, 0};
-            all_ = {chunks[0].tile_word, 0};
-            const bool seen = turn == this->part && some.meets(this->first_row, 64);
-            if (Traits::kValuesApart && holds && !seen) return false;
+            const u32 word = this->shared.chunks(at.stage)->tile_word >> unit_;
+            const bool own = (word & 1) != 0;
+            whole_ = (word & 1u << abi::kWholeShift) != 0;
+            if (Traits::kValuesApart && holds && !own) return false;
             --left;
-            if (++turn >= this->parts) turn = 0;
-            if (seen) {
+            if (own) {
                 fence_async_proxy();  // the tile was written by cp.async
                 return true;
             }
@@ -179,17 +177,17 @@ private:
 
     /// One set of weights, one piece of code for all tiles.
     SAPWOOD_DEVICE void attend(Position& at, u32 tiles) {
-        u32 left = tiles, turn = 0;
+        u32 left = tiles;
         stagger(tiles);
-        while (find_tile(at, left, turn, tiles, false)) {
+        while (find_tile(at, left, tiles, false)) {
             u32 stage = at.stage;
-            ChunkView all = all_;
+            bool whole = whole_;
             u32 before = kNone;  // the stage whose V is still being multiplied
             f32 s[kBlocks][4];
             Weights p;
             multiply_first(s, stage);
             for (;;) {
-                mask_scores(s, stage, all);
+                mask_scores(s, stage, whole);
                 f32 rescale[2];
                 const bool raised = this->weigh(s, rescale);
                 wgmma_wait<0>();
@@ -199,11 +197,11 @@ private:
                 pack_weights<Weight>(p, s);
                 at.advance();
                 // Only as far ahead as the ring reaches while this tile is held.
-                if (!find_tile(at, left, turn, kAhead, true)) break;
+                if (!find_tile(at, left, kAhead, true)) break;
                 multiply_both(s, at.stage, p, stage);
                 before = stage;
                 stage = at.stage;
-                all = all_;
+                whole = whole_;
             }
             multiply_last(p, stage);
             finish_last(stage);
@@ -211,11 +209,11 @@ private:
     }
 
     SAPWOOD_DEVICE void attend_in_turns(Position& at, u32 tiles) {
-        u32 left = tiles, turn = 0;
+        u32 left = tiles;
         f32 s[kBlocks][4];
         Weights even, odd;  // of tiles
         stagger(tiles);
-        while (find_tile(at, left, turn, tiles, false)) {
+        while (find_tile(at, left, tiles, false)) {
             u32 stage = at.stage;
             multiply_first(s, stage);
             finish_scores(s, at);
@@ -223,9 +221,9 @@ private:
             if (this->weigh(s, rescale)) this->state.rescale_out(rescale[0], rescale[1]);
             pack_weights<Weight>(even, s);
             bool last_odd = false;
-            while (find_tile(at, left, turn, kAhead, true)) {
+            while (find_tile(at, left, kAhead, true)) {
                 attend_tile(s, odd, even, stage, at);
-                last_odd = !find_tile(at, left, turn, kAhead, true);
+                last_odd = !find_tile(at, left, kAhead, true);
                 if (last_odd) break;
                 attend_tile(s, even, odd, stage, at);
             }
@@ -295,10 +293,10 @@ private:
         return raised;
     }
 
-    /// Soft-cap, and the mask where not all of the warpgroup's rows are among `all`, which see every key of the tile.
-    SAPWOOD_DEVICE void mask_scores(f32 (&s)[kBlocks][4], u32 stage, ChunkView all) {
+    /// Soft-cap, and the mask unless all rows see every key of the tile.
+    SAPWOOD_DEVICE void mask_scores(f32 (&s)[kBlocks][4], u32 stage, bool whole) {
         this->transform(s);
-        if (all.begin() > this->first_row || all.end() < min_u32(this->first_row + 64, this->row_end)) {
+        if (!whole) {
             ChunkView chunks[Traits::kChunks];
             u32 index[Traits::kChunks];
             SAPWOOD_UNROLL for (u32 c = 0; c < Traits::kChunks; ++c) chunks[c] = this->chunk(stage, index[c] = c);
@@ -307,7 +305,7 @@ private:
     }
     /// The same of the tile at `at`, whose keys then go back where values come apart; `at` moves on.
     SAPWOOD_DEVICE void finish_scores(f32 (&s)[kBlocks][4], Position& at) {
-        mask_scores(s, at.stage, all_);
+        mask_scores(s, at.stage, whole_);
         if constexpr (Traits::kValuesApart) this->release(at.stage);
         at.advance();
     }

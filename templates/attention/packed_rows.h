@@ -76,9 +76,9 @@ struct PackedRows {
         };
         rescale[0] = rescale[1] = 1.0f;
         SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) largest(0, i);
-        bool raised = state.raise_row(0, max_f32(m[0][0], m[0][1]) * factor, rescale[0]);
+        bool raised = state.raise_row(0, max_f32(m[0][0], m[0][1]), factor, rescale[0]);
         state.exponentials_of_row(0, s, factor, [&](u32 i) { largest(1, i); });
-        raised |= state.raise_row(1, max_f32(m[1][0], m[1][1]) * factor, rescale[1]);
+        raised |= state.raise_row(1, max_f32(m[1][0], m[1][1]), factor, rescale[1]);
         state.exponentials_of_row(1, s, factor, [](u32) {});
         return raised;
     }

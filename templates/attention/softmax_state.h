@@ -17,10 +17,13 @@ struct RowEnd {
 };
 
 /// `maximum` is a base-2 exponent near the row's largest (see raise); `sum` is this lane's share until reduce_sum(). An empty row
-/// has maximum -inf and sum 0.
+/// has maximum kLeast and sum 0.
 template <u32 kDim>
 struct SoftmaxState {
     static constexpr u32 kBlocks = kDim / 8;
+    /// Below every score but -inf, and finite, so that nothing need look out for -inf - -inf: -inf - kLeast = -inf, a weight of 0,
+    /// and the first score outgrows it.
+    static constexpr f32 kLeast = -3e38f;
     f32 out[kBlocks][4];
     f32 maximum[2];
     f32 sum[2];
@@ -28,13 +31,10 @@ struct SoftmaxState {
     SAPWOOD_DEVICE void clear() {
         SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) { SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) out[i][j] = 0; }
         SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
-            maximum[h] = -infinity();
+            maximum[h] = kLeast;
             sum[h] = 0;
         }
     }
-
-    /// While the maximum is -inf, 0 is subtracted instead: exp2(-inf - 0) = 0, never NaN.
-    SAPWOOD_DEVICE static f32 finite(f32 m) { return m == -infinity() ? 0.0f : m; }
 
     SAPWOOD_DEVICE void rescale_out(f32 factor0, f32 factor1) {
         SAPWOOD_UNROLL for (u32 i = 0; i < kBlocks; ++i) {
@@ -49,44 +49,42 @@ struct SoftmaxState {
         v = max_f32(v, shfl_xor(v, 1));
         return max_f32(v, shfl_xor(v, 2));
     }
-    /// Takes over new exponents, each lane giving the largest of those it holds, when some row of the warp has outgrown its maximum
-    /// by more than kSlack: weights up to 2^kSlack are as exact as those up to 1, and most steps need neither a reduction nor
-    /// rescaling. True if so, for the whole warp: then `out` is still to be multiplied by `factor`.
+    /// Takes over new exponents, score * factor, each lane giving the largest score of those it holds, when some row of the warp
+    /// has outgrown its maximum by more than kSlack: weights up to 2^kSlack are as exact as those up to 1, and most steps need
+    /// neither a reduction nor rescaling. True if so, for the whole warp: then `out` is still to be multiplied by `rescale`.
     static constexpr f32 kSlack = 8;
-    SAPWOOD_DEVICE bool raise(f32 m0, f32 m1, f32 (&factor)[2]) {
-        if (!warp_any(m0 > maximum[0] + kSlack || m1 > maximum[1] + kSlack)) return false;
-        m0 = max_f32(quad_max(m0), maximum[0]);
-        m1 = max_f32(quad_max(m1), maximum[1]);
-        factor[0] = exp2_approx(maximum[0] - finite(m0));
-        factor[1] = exp2_approx(maximum[1] - finite(m1));
+    SAPWOOD_DEVICE bool raise(f32 m0, f32 m1, f32 factor, f32 (&rescale)[2]) {
+        if (!warp_any(fma_f32(m0, factor, -maximum[0]) > kSlack || fma_f32(m1, factor, -maximum[1]) > kSlack)) return false;
+        m0 = max_f32(quad_max(m0) * factor, maximum[0]);
+        m1 = max_f32(quad_max(m1) * factor, maximum[1]);
+        rescale[0] = exp2_approx(maximum[0] - m0);
+        rescale[1] = exp2_approx(maximum[1] - m1);
         maximum[0] = m0;
         maximum[1] = m1;
-        sum[0] *= factor[0];
-        sum[1] *= factor[1];
+        sum[0] *= rescale[0];
+        sum[1] *= rescale[1];
         return true;
     }
 
     /// The same of row `half` of this lane's two.
-    SAPWOOD_DEVICE bool raise_row(u32 half, f32 m, f32& factor) {
-        if (!warp_any(m > maximum[half] + kSlack)) return false;
-        m = max_f32(quad_max(m), maximum[half]);
-        factor = exp2_approx(maximum[half] - finite(m));
+    SAPWOOD_DEVICE bool raise_row(u32 half, f32 m, f32 factor, f32& rescale) {
+        if (!warp_any(fma_f32(m, factor, -maximum[half]) > kSlack)) return false;
+        m = max_f32(quad_max(m) * factor, maximum[half]);
+        rescale = exp2_approx(maximum[half] - m);
         maximum[half] = m;
-        sum[half] *= factor;
+        sum[half] *= rescale;
         return true;
     }
 
     /// Scores to weights, exp2(score * factor - maximum), which the sums take in.
     template <u32 kScores>
     SAPWOOD_DEVICE void exponentials(f32 (&s)[kScores][4], f32 factor) {
-        const f32 z0 = -finite(maximum[0]), z1 = -finite(maximum[1]);
-        f32 added[4] = {};
+        f32 added[4];
         SAPWOOD_UNROLL for (u32 i = 0; i < kScores; ++i) {
-            s[i][0] = exp2_approx(fma_f32(s[i][0], factor, z0));
-            s[i][1] = exp2_approx(fma_f32(s[i][1], factor, z0));
-            s[i][2] = exp2_approx(fma_f32(s[i][2], factor, z1));
-            s[i][3] = exp2_approx(fma_f32(s[i][3], factor, z1));
-            SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) added[j] += s[i][j];
+            SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) {
+                s[i][j] = exp2_approx(fma_f32(s[i][j], factor, -maximum[j / 2]));
+                added[j] = i == 0 ? s[i][j] : added[j] + s[i][j];
+            }
         }
         sum[0] += added[0] + added[1];
         sum[1] += added[2] + added[3];
@@ -95,13 +93,12 @@ struct SoftmaxState {
     /// The same of row `half` of this lane's two.
     template <u32 kScores, class Under>
     SAPWOOD_DEVICE void exponentials_of_row(u32 half, f32 (&s)[kScores][4], f32 factor, const Under& under) {
-        const f32 z = -finite(maximum[half]);
-        f32 added[2] = {};
+        f32 added[2];
         SAPWOOD_UNROLL for (u32 i = 0; i < kScores; ++i) {
             SAPWOOD_UNROLL for (u32 j = 0; j < 2; ++j) {
                 f32& weight = s[i][half * 2 + j];
-                weight = exp2_approx(fma_f32(weight, factor, z));
-                added[j] += weight;
+                weight = exp2_approx(fma_f32(weight, factor, -maximum[half]));
+                added[j] = i == 0 ? weight : added[j] + weight;
             }
             under(i);
         }
@@ -116,13 +113,12 @@ struct SoftmaxState {
     SAPWOOD_DEVICE bool try_exponentials(const f32 (&s)[kScores][4], f32 factor, const Take& take) {
         static_assert(kScores <= 16);
         constexpr f32 kMost = 1 << (static_cast<u32>(kSlack) + 6);
-        const f32 z[2] = {maximum[0] == -infinity() ? kLarge : -maximum[0], maximum[1] == -infinity() ? kLarge : -maximum[1]};
-        f32 added[4] = {};
+        f32 added[4];
         SAPWOOD_UNROLL for (u32 i = 0; i < kScores; ++i) {
             f32 weight[4];
             SAPWOOD_UNROLL for (u32 j = 0; j < 4; ++j) {
-                weight[j] = exp2_approx(fma_f32(s[i][j], factor, z[j / 2]));
-                added[j] += weight[j];
+                weight[j] = exp2_approx(fma_f32(s[i][j], factor, -maximum[j / 2]));
+                added[j] = i == 0 ? weight[j] : added[j] + weight[j];
             }
             take(i, weight);
         }
@@ -132,7 +128,6 @@ struct SoftmaxState {
         sum[1] += y;
         return true;
     }
-    static constexpr f32 kLarge = 1e38f;  // -inf + kLarge is -inf, and every score + kLarge overflows exp2
 
     SAPWOOD_DEVICE void reduce_sum() {
         SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) {
@@ -145,7 +140,7 @@ struct SoftmaxState {
 
     /// Adds another part of the same rows; both with reduced sums.
     SAPWOOD_DEVICE void rescale_to(f32 m0, f32 m1) {
-        const f32 factor[2] = {exp2_approx(maximum[0] - finite(m0)), exp2_approx(maximum[1] - finite(m1))};
+        const f32 factor[2] = {exp2_approx(maximum[0] - m0), exp2_approx(maximum[1] - m1)};
         SAPWOOD_UNROLL for (u32 h = 0; h < 2; ++h) sum[h] *= factor[h];
         rescale_out(factor[0], factor[1]);
         maximum[0] = m0;

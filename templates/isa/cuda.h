@@ -99,6 +99,12 @@ SAPWOOD_DEVICE void mbarrier_wait(u32 shared, u32 parity) {
     while (!mbarrier_try(shared, parity)) {}
 }
 
+/// The compiler takes the pointer as it is, instead of adding its terms to each offset from it one by one.
+SAPWOOD_DEVICE const u8* as_one_value(const u8* pointer) {
+    asm volatile("" : "+l"(pointer));
+    return pointer;
+}
+
 // --- asynchronous copies -----------------------------------------------------------------------------------------------
 /// 16 bytes global to shared, bypassing L1; the last 16 - `bytes` are zeros (`bytes` is 0 or 16; nothing is read for 0).
 SAPWOOD_DEVICE void cp_async_16(u32 shared, const void* global, u32 bytes) {

@@ -201,6 +201,7 @@ SAPWOOD_DEVICE f32 max_f32(f32 a, f32 b) {
     if (a == b) return host_f32(host_bits(a) & host_bits(b));  // +0 is above -0
     return a > b || b != b ? a : b;                            // a NaN loses
 }
+SAPWOOD_DEVICE const u8* as_one_value(const u8* pointer) { return pointer; }
 SAPWOOD_DEVICE u32 min_u32(u32 a, u32 b) { return a < b ? a : b; }
 SAPWOOD_DEVICE u32 leading_zeros(u32 x) { return x == 0 ? 32 : static_cast<u32>(__builtin_clz(x)); }
 SAPWOOD_DEVICE f32 fma_f32(f32 a, f32 b, f32 c) { return __builtin_fmaf(a, b, c); }

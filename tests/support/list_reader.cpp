@@ -110,17 +110,35 @@ bool right_for_warps(std::span<const abi::Chunk> chunks, std::size_t in_tile, un
     return true;
 }
 
-/// Of units of 64: every row that sees a key is in the hull, and those said to see all do. (Growth may have made more of them.)
-bool right_for_warpgroups(std::span<const abi::Chunk> tile, unsigned rows) {
-    const auto in = [](std::uint32_t range, unsigned row) { return row >= (range & 0xffff) && row < range >> 16; };
-    for (unsigned row = 0; row < rows; ++row) {
-        bool some = false, all = true;
-        for (const abi::Chunk& chunk : tile) {
-            const bool sees = row >= chunk.row_begin && row < chunk.row_end;
-            some = some || sees;
-            all = all && sees && chunk.tokens == abi::kChunkTokens;
+/// Of units of 64: a tile of which some row sees a key is attended by one of the warpgroups that share that row's block, in turn,
+/// others attend nothing, and whole is what all of a block's rows see. (Growth may have made more of it whole.) `units`: of which
+/// any share rows; else one a block.
+bool right_for_warpgroups(std::span<const abi::Chunk> chunks, std::size_t in_tile, unsigned units, bool share, unsigned rows) {
+    const unsigned blocks = (rows + 63) / 64, parts = share ? units / blocks : 1;
+    std::vector<int> tiles(units);
+    for (std::size_t first = 0; first < chunks.size(); first += in_tile) {
+        const std::uint32_t word = chunks[first].tile_word;
+        if ((word & 0xffff) >> parts * blocks != 0 || (word >> abi::kWholeShift & ~word) != 0) return false;
+        for (unsigned block = 0; block < blocks; ++block) {
+            bool some = false, all = true;
+            for (unsigned row = block * 64; row < std::min(rows, block * 64 + 64); ++row) {
+                for (const abi::Chunk& chunk : chunks.subspan(first, in_tile)) {
+                    const bool sees = row >= chunk.row_begin && row < chunk.row_end;
+                    some = some || sees;
+                    all = all && sees && chunk.tokens == abi::kChunkTokens;
+                }
+            }
+            int by = 0;
+            for (unsigned unit = block; unit < parts * blocks; unit += blocks) {
+                const bool attends = (word >> unit & 1) != 0;
+                by += attends, tiles[unit] += attends;
+                if ((word >> abi::kWholeShift >> unit & 1) != 0 && !all) return false;
+            }
+            if (by > 1 || (some && by == 0)) return false;
         }
-        if ((some && !in(tile[1].tile_word, row)) || (in(tile[0].tile_word, row) && !all)) return false;
+    }
+    for (unsigned unit = 0; unit < parts * blocks; ++unit) {
+        if (std::abs(tiles[unit] - tiles[unit % blocks]) > 1) return false;
     }
     return true;
 }
@@ -132,16 +150,11 @@ std::string word_fault_of(const DecodePlan::Impl& plan) {
     const auto warps = static_cast<unsigned>(plan.config.warps);
     for (const abi::Item& item : plan.list.items) {
         const auto chunks = std::span<const abi::Chunk>(plan.list.chunks).subspan(item.chunk_begin, item.tiles * in_tile);
-        if (plan.config.mainloop == Mainloop::mma) {
-            const unsigned rows = item.requests * static_cast<unsigned>(group_of(plan.problem));
-            if (!right_for_warps(chunks, in_tile, warps, rows))
-                return "words of the item at chunk " + std::to_string(item.chunk_begin);
-            continue;
-        }
-        for (std::size_t first = 0; first < chunks.size(); first += in_tile) {
-            if (!right_for_warpgroups(chunks.subspan(first, in_tile), warps * 16))
-                return "words of the tile at chunk " + std::to_string(item.chunk_begin + first);
-        }
+        const unsigned rows = item.requests * static_cast<unsigned>(group_of(plan.problem));
+        const bool right = plan.config.mainloop == Mainloop::mma
+                               ? right_for_warps(chunks, in_tile, warps, rows)
+                               : right_for_warpgroups(chunks, in_tile, warps / 4, plan.config.block_kv == 64, rows);
+        if (!right) return "words of the item at chunk " + std::to_string(item.chunk_begin);
     }
     return {};
 }
