@@ -106,6 +106,22 @@ struct DecodeRows {
         }
     }
 
+    /// The same of a tile whose chunks are most likely all full or empty: then a compare a row and chunk will do.
+    template <u32 kCount>
+    SAPWOOD_DEVICE void mask_tile(f32 (&s)[kCount * 2][4], const ChunkView (&chunks)[kCount], u32 stage,
+                                  const u32 (&index)[kCount]) const {
+        bool full = !Traits::kMask;
+        SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) full = full && chunks[c].tokens % abi::kChunkTokens == 0;
+        if (!full) return mask(s, chunks, stage, index);
+        const u32 row0 = row_block * 16 + lane / 4;
+        SAPWOOD_UNROLL for (u32 c = 0; c < kCount; ++c) {
+            const bool sees[2] = {chunks[c].sees(row0), chunks[c].sees(row0 + 8)};
+            SAPWOOD_UNROLL for (u32 j = 0; j < 8; ++j) {
+                if (!sees[j / 2 % 2]) s[c * 2 + j / 4][j % 4] = -infinity();
+            }
+        }
+    }
+
     /// Bit t: the row, the lane's `half`-th, sees token t of the chunk.
     SAPWOOD_DEVICE u32 seen_by(const ChunkView& chunk, u32 row, u32 half, u32 stage, u32 index) const {
         if (!chunk.sees(row)) return 0;

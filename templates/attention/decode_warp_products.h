@@ -34,6 +34,8 @@ struct WarpProducts : DecodeRows<Traits> {
     }
 
 private:
+    const u32 bit_ = warp_id() * Traits::kChunks;  // of a tile's words
+
     /// The chunks that the planner has given this warp, in pairs, wherever in the tile they are. Nothing here waits for a chunk's
     /// own words: the products would be behind that.
     SAPWOOD_DEVICE void attend_tile(u32 stage) {
@@ -53,9 +55,8 @@ private:
     }
     SAPWOOD_DEVICE u32 own_chunks(u32 stage) const {
         static_assert(Traits::kChunks * Traits::kWarps <= 64);
-        const u32 bit = warp_id() * Traits::kChunks;
-        const u32 word = this->shared.chunks(stage)[Traits::kChunks * Traits::kWarps <= 32 ? 0 : bit / 32].tile_word;
-        return word >> bit % 32 & ((1u << Traits::kChunks) - 1);
+        const u32 word = this->shared.chunks(stage)[Traits::kChunks * Traits::kWarps <= 32 ? 0 : bit_ / 32].tile_word;
+        return word >> bit_ % 32 & ((1u << Traits::kChunks) - 1);
     }
     SAPWOOD_DEVICE static u32 take_lowest(u32& bits) {
         // Of four bits by table, two bits an entry: to look for a bit takes 40 cycles, and the first product waits for it.

@@ -300,7 +300,7 @@ private:
             ChunkView chunks[Traits::kChunks];
             u32 index[Traits::kChunks];
             SAPWOOD_UNROLL for (u32 c = 0; c < Traits::kChunks; ++c) chunks[c] = this->chunk(stage, index[c] = c);
-            this->mask(s, chunks, stage, index);
+            this->mask_tile(s, chunks, stage, index);
         }
     }
     /// The same of the tile at `at`, whose keys then go back where values come apart; `at` moves on.
