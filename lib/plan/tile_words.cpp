@@ -90,16 +90,11 @@ private:
 struct TileRows {
     std::uint32_t all_begin = 0, all_end = 0xffff, some_begin = 0xffff, some_end = 0;
 
+    /// If all chunks are full, and seen by the rows of this one.
+    explicit TileRows(const abi::Chunk& chunk)
+        : all_begin(chunk.row_begin), all_end(chunk.row_end), some_begin(chunk.row_begin), some_end(chunk.row_end) {}
     /// A chunk that is patched later is not whole now: its tile is never called seen entirely, which is slower at most.
     explicit TileRows(std::span<const abi::Chunk> tile) {
-        // Mostly all rows and lengths are those of the first chunk.
-        std::uint32_t other = tile[0].tokens ^ abi::kChunkTokens;
-        for (const abi::Chunk& chunk : tile) other |= (rows_of(chunk) ^ rows_of(tile[0])) | (chunk.tokens ^ tile[0].tokens);
-        if (other == 0 && tile[0].row_begin < tile[0].row_end) {
-            all_begin = some_begin = tile[0].row_begin;
-            all_end = some_end = tile[0].row_end;
-            return;
-        }
         for (const abi::Chunk& chunk : tile) {
             const bool whole = chunk.tokens == abi::kChunkTokens;
             all_begin = std::max<std::uint32_t>(all_begin, chunk.row_begin);
@@ -116,23 +111,45 @@ class SharedByWarpgroups {
 public:
     /// `blocks` of 64 rows, `parts` warpgroups each.
     SharedByWarpgroups(std::uint32_t rows, std::uint32_t blocks, std::uint32_t parts)
-        : rows_(rows), blocks_(blocks), parts_(parts) {}
-
-    std::uint32_t operator()(const TileRows& tile) {
-        std::uint32_t word = 0;
-        for (std::uint32_t block = 0; block < blocks_; ++block) {
-            const std::uint32_t begin = block * kWarpgroupRows, end = std::min(begin + kWarpgroupRows, rows_);
-            if (tile.some_begin >= end || tile.some_end <= begin) continue;
-            const bool all = tile.all_begin <= begin && tile.all_end >= end;
-            word |= (1u | static_cast<std::uint32_t>(all) << abi::kWholeShift) << (turn_ * blocks_ + block);
+        : blocks_(blocks), parts_(parts), every_row_(rows << 16) {
+        for (std::uint32_t block = 0; block < blocks; ++block) {
+            end_[block] = std::min((block + 1) * kWarpgroupRows, rows);
+            whole_ |= (1u | 1u << abi::kWholeShift) << block;
         }
-        turn_ = (turn_ + 1) % parts_;
+    }
+
+    std::uint32_t operator()(std::span<const abi::Chunk> tile) {
+        const std::uint32_t word = first_word_of(tile) << turn_ * blocks_;
+        turn_ = turn_ + 1 == parts_ ? 0 : turn_ + 1;
         return word;
     }
 
 private:
-    const std::uint32_t rows_, blocks_, parts_;
-    std::uint32_t turn_ = 0;
+    /// If it were the first part's turn.
+    std::uint32_t first_word_of(std::span<const abi::Chunk> tile) const {
+        // Mostly all rows and lengths are those of the first chunk.
+        std::uint32_t other = tile[0].tokens ^ abi::kChunkTokens;
+        for (const abi::Chunk& chunk : tile) other |= (rows_of(chunk) ^ rows_of(tile[0])) | (chunk.tokens ^ tile[0].tokens);
+        if (other != 0) return word_of(TileRows(tile));
+        return rows_of(tile[0]) == every_row_ ? whole_ : word_of(TileRows(tile[0]));
+    }
+
+    /// Without a branch: neighbouring tiles differ.
+    std::uint32_t word_of(const TileRows& tile) const {
+        std::uint32_t word = 0;
+        for (std::uint32_t block = 0; block < kBlocks; ++block) {
+            const std::uint32_t begin = block * kWarpgroupRows, end = end_[block];
+            const bool some = static_cast<int>(tile.some_begin < end) & static_cast<int>(tile.some_end > begin);
+            const bool all = static_cast<int>(tile.all_begin <= begin) & static_cast<int>(tile.all_end >= end);
+            word |= static_cast<std::uint32_t>(some) * (1u | static_cast<std::uint32_t>(all) << abi::kWholeShift) << block;
+        }
+        return word;
+    }
+
+    static constexpr std::uint32_t kBlocks = 2;  // of a work item, at most
+    std::uint32_t end_[kBlocks] = {};            // of the rows of a block; 0 if there is none
+    const std::uint32_t blocks_, parts_, every_row_;
+    std::uint32_t whole_ = 0, turn_ = 0;
 };
 
 }  // namespace
@@ -144,7 +161,7 @@ void set_tile_words(std::span<abi::Chunk> chunks, std::size_t in_tile, const Spl
     if (unit_rows == kWarpgroupRows) {
         SharedByWarpgroups shared_by_warpgroups(rows, blocks, parts);
         for (std::size_t first = 0; first < chunks.size(); first += in_tile)
-            chunks[first].tile_word = shared_by_warpgroups(TileRows(chunks.subspan(first, in_tile)));
+            chunks[first].tile_word = shared_by_warpgroups(chunks.subspan(first, in_tile));
         return;
     }
     SeenByRows seen_by_rows(in_tile);
