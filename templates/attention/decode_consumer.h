@@ -37,10 +37,10 @@ struct DecodeConsumer {
         const abi::Item item = header->item;
         tiles = item.tiles;
         const RowBlocks<Traits> all(item.requests);
-        const u32 warp = warp_id(), unit = warp / Traits::kUnitWarps, part = all.part_of(unit);
+        const u32 warp = warp_id(), unit = warp / Traits::kUnitWarps;
         rows.parts = all.parts;
-        rows.row_block = (unit - part * all.blocks) * Traits::kUnitWarps + warp % Traits::kUnitWarps;
-        rows.part = part < all.parts ? part : Products::kIdle;
+        rows.part = all.part_of(unit);
+        rows.row_block = (unit - rows.part * all.blocks) * Traits::kUnitWarps + warp % Traits::kUnitWarps;
         if constexpr (Traits::KvElement::kScaled)
             rows.score = typename Traits::Score(params.scale_log2 * bits_f32(header->items), params.softcap_log2);
         if (lane_id() == 0) {  // last, where K and V are scaled, the factor of V

@@ -237,22 +237,20 @@ struct DecodeCopies {
     SAPWOOD_DEVICE const u8* columns_of(const void* tensor, i64 stride, u32 kv_head) const {
         return as_one_value(head_of(tensor, stride, kv_head) + (32 % kColumns == 0 ? lane % kColumns * 16 : 0));
     }
-    SAPWOOD_DEVICE void find_columns(u32 kv_head) {
-        k_columns = columns_of<Traits::kKColumns>(params.k, params.k_head_stride, kv_head);
-        v_columns = columns_of<Traits::kVColumns>(params.v, params.v_head_stride, kv_head);
+    SAPWOOD_DEVICE const u8* find_k_columns(u32 kv_head) const {
+        return columns_of<Traits::kKColumns>(params.k, params.k_head_stride, kv_head);
+    }
+    SAPWOOD_DEVICE const u8* find_v_columns(u32 kv_head) const {
+        return columns_of<Traits::kVColumns>(params.v, params.v_head_stride, kv_head);
     }
     template <TilePart kPart, bool kWhole>
     SAPWOOD_DEVICE void copy_chunk(u32 k_tile, u32 v_tile, u32 chunk, u32 own_row, u32 tokens, u32 kv_head) const {
         if constexpr (has_keys(kPart))
             copy_rows<typename Traits::KTile, Traits::kKColumns, kWhole>(
-                k_tile, chunk, own_row, tokens,
-                kKeepsHeads ? k_columns : columns_of<Traits::kKColumns>(params.k, params.k_head_stride, kv_head),
-                params.k_token_stride);
+                k_tile, chunk, own_row, tokens, kKeepsHeads ? k_columns : find_k_columns(kv_head), params.k_token_stride);
         if constexpr (has_values(kPart))
             copy_rows<typename Traits::VTile, Traits::kVColumns, kWhole>(
-                v_tile, chunk, own_row, tokens,
-                kKeepsHeads ? v_columns : columns_of<Traits::kVColumns>(params.v, params.v_head_stride, kv_head),
-                params.v_token_stride);
+                v_tile, chunk, own_row, tokens, kKeepsHeads ? v_columns : find_v_columns(kv_head), params.v_token_stride);
     }
     /// 16 rows from `columns` on (columns_of), 16 bytes a lane and step. Those from `tokens` on (kWhole: there are none) become
     /// zeros: their weight is 0, and 0 * NaN would not be.

@@ -48,7 +48,10 @@ struct DecodeProducer : DecodeCopies<Traits> {
         u32 found[kAhead];
         Scales scales;
         if constexpr (Traits::KvElement::kScaled) scales = this->find_scales(kv_head);
-        if constexpr (Copies::kKeepsHeads) this->find_columns(kv_head);
+        if constexpr (Copies::kKeepsHeads) {
+            this->k_columns = this->find_k_columns(kv_head);
+            this->v_columns = this->find_v_columns(kv_head);
+        }
         SAPWOOD_UNROLL for (u32 i = 0; i < 2 * kAhead; ++i) chunk[i] = beginning.chunk[i];
         SAPWOOD_UNROLL for (u32 i = 0; i < kAhead; ++i) found[i] = this->look_up_row(chunk[i]);
         this->send_query(kv_head, beginning.query, scales);

@@ -27,10 +27,10 @@ struct DecodeRows {
     const u32 lane;
     SoftmaxState<Traits::kHeadDimV> state;
     u32 query[Traits::kQueryInRegisters ? kSteps : 1][4];
-    // Of the item: this warp's block of 16 rows, and its turn among the `parts` units that share the rows.
+    // Of the item: this warp's block of 16 rows, and its part among the `parts` units that share the rows; `parts` or more: of
+    // none.
     u32 row_block = 0, part = 0, parts = 1;
-    static constexpr u32 kIdle = 1u << 31;  // the part of a unit beyond row blocks * parts
-    int request[2] = {};                    // of this lane's two rows, if mask words are read from global memory
+    int request[2] = {};  // of this lane's two rows, if mask words are read from global memory
 
     SAPWOOD_DEVICE DecodeRows(const abi::DecodeParams& p, const DecodeShared<Traits>& s)
         : params(p), shared(s), score(p), lane(lane_id()) {}
