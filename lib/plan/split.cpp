@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <utility>
 
@@ -50,7 +51,8 @@ ChunkCost chunk_cost(const CostModel& model, const SplitInput& input) {
     cost.group = input.group;
     cost.first_read = model.token_bytes * abi::kChunkTokens;
     cost.again = cost.first_read * model.reread;
-    cost.unit_rows = input.unit_rows, cost.units = input.units, cost.ring_keys = input.ring_keys;
+    cost.unit_shift = std::countr_zero(static_cast<std::uint32_t>(input.unit_rows)), cost.units = input.units,
+    cost.ring_keys = input.ring_keys;
     cost.unit = (input.unit_rows == 64 ? kWarpgroupMicroseconds : kWarpMicroseconds) / 4 * kHbmBytesPerMicrosecond / input.sms *
                 model.token_bytes * model.values_a_byte / 256;
     return cost;

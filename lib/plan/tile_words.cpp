@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstddef>
+#include <cstring>
 
 namespace sapwood {
 namespace {
@@ -10,6 +12,14 @@ namespace {
 constexpr std::uint32_t kWarpRows = 16, kWarpgroupRows = 64;
 
 std::uint32_t rows_of(const abi::Chunk& chunk) { return chunk.row_begin | static_cast<std::uint32_t>(chunk.row_end) << 16; }
+
+/// As they lie there, for a comparison of both at once.
+std::uint64_t rows_and_tokens(const abi::Chunk& chunk) {
+    static_assert(offsetof(abi::Chunk, tokens) == offsetof(abi::Chunk, row_begin) + 4);
+    std::uint64_t bytes;
+    std::memcpy(&bytes, reinterpret_cast<const std::byte*>(&chunk) + offsetof(abi::Chunk, row_begin), sizeof bytes);
+    return bytes;
+}
 
 /// Which blocks of 16 rows see which chunks of a tile: a bit `block * chunks of a tile + chunk`.
 class SeenByRows {
@@ -128,8 +138,9 @@ private:
     /// If it were the first part's turn.
     std::uint32_t first_word_of(std::span<const abi::Chunk> tile) const {
         // Mostly all rows and lengths are those of the first chunk.
-        std::uint32_t other = tile[0].tokens ^ abi::kChunkTokens;
-        for (const abi::Chunk& chunk : tile) other |= (rows_of(chunk) ^ rows_of(tile[0])) | (chunk.tokens ^ tile[0].tokens);
+        const std::uint64_t first = rows_and_tokens(tile[0]);
+        std::uint64_t other = tile[0].tokens ^ abi::kChunkTokens;
+        for (const abi::Chunk& chunk : tile.subspan(1)) other |= rows_and_tokens(chunk) ^ first;
         if (other != 0) return word_of(TileRows(tile));
         return rows_of(tile[0]) == every_row_ ? whole_ : word_of(TileRows(tile[0]));
     }

@@ -63,6 +63,7 @@ void WorkList::begin_run(const ForestOrder& order, Stream& stream, std::int32_t 
     const Run& run = *stream.runs[stream.run];
     stream.entry = &order.entries[run.entry];
     stream.left = chunks_of(run.tokens);
+    stream.plain = stream.entry->mask == nullptr ? stream.left - 1 : 0;
     stream.next = {.position = static_cast<std::uint32_t>(stream.entry->kv_begin + run.token_begin),
                    .row_begin = static_cast<std::uint16_t>((run.request_begin - hull_begin) * group),
                    .row_end = static_cast<std::uint16_t>((run.request_end - hull_begin) * group),
@@ -82,7 +83,7 @@ void WorkList::finish_run(const Stream& stream) {
 /// Of the `count` chunks at `first`, the last written, those stay that some row sees.
 void WorkList::mask_chunks(const Stream& stream, abi::Chunk* first, std::int64_t count, std::int32_t group) {
     const Run& run = *stream.runs[stream.run];
-    const std::int64_t column = run.token_begin / kChunk + chunks_of(run.tokens) - stream.left;  // of the first chunk
+    const std::int64_t column = run.token_begin / kChunk + chunks_of(run.tokens) - stream.left - count;  // of the first chunk
     abi::Chunk* kept = first;
     for (std::int64_t c = 0; c < count; ++c) {
         *kept = first[c];
@@ -92,31 +93,29 @@ void WorkList::mask_chunks(const Stream& stream, abi::Chunk* first, std::int64_t
     end_ = kept;
 }
 
-inline std::int64_t WorkList::take(const ForestOrder& order, Stream& stream, std::int64_t room, std::int32_t hull_begin,
-                                   std::int32_t group) {
-    if (room < stream.left && stream.entry->mask == nullptr) {  // a turn amid a run: most are
-        abi::Chunk chunk = stream.next;
-        abi::Chunk* to = end_;
-        for (std::int64_t c = 0; c < room; ++c, chunk.position += kChunk) *to++ = chunk;
-        end_ = to;
-        stream.next.position = chunk.position;
-        stream.left -= room;
-        return room;
-    }
+/// Writes the next `count` chunks of a run as if none of them were its last, or masked.
+inline void WorkList::write(Stream& stream, std::int64_t count) {
+    abi::Chunk chunk = stream.next;  // a copy: what is written could be the stream's, for all that the compiler knows
+    abi::Chunk* to = end_;
+    for (abi::Chunk* const end = to + count; to != end; chunk.position += kChunk) *to++ = chunk;
+    end_ = to;
+    stream.next.position = chunk.position;
+    stream.left -= count;
+    stream.plain -= count;
+}
+
+std::int64_t WorkList::take(const ForestOrder& order, Stream& stream, std::int64_t room, std::int32_t hull_begin,
+                            std::int32_t group) {
     const std::int64_t asked = room;
     while (room > 0 && stream.left > 0) {
         const std::int64_t count = std::min(room, stream.left);
         abi::Chunk* const first = end_;
-        abi::Chunk chunk = stream.next;  // a copy: what is written could be the stream's, for all that the compiler knows
-        abi::Chunk* to = first;
-        for (std::int64_t c = 0; c < count; ++c, chunk.position += kChunk) *to++ = chunk;
-        end_ = to;
-        stream.next = chunk;
-        if (count == stream.left) finish_run(stream);
+        const bool last = count == stream.left;
+        write(stream, count);
+        if (last) finish_run(stream);
         if (stream.entry->mask != nullptr) mask_chunks(stream, first, count, group);
         room -= count;
-        stream.left -= count;
-        if (stream.left == 0 && ++stream.run < stream.runs.size()) begin_run(order, stream, hull_begin, group);
+        if (last && ++stream.run < stream.runs.size()) begin_run(order, stream, hull_begin, group);
     }
     return asked - room;
 }
@@ -141,12 +140,13 @@ void WorkList::emit_item(const ForestOrder& order, std::span<const Run> runs, co
     const std::size_t in_tile = static_cast<std::size_t>(input.block_kv) / abi::kChunkTokens;
     const std::int32_t group = input.group, unit_rows = input.unit_rows;
     const std::int64_t turn = unit_rows > 16 ? static_cast<std::int64_t>(in_tile) : kPair;
-    const bool one_unit = (end - begin) * group <= unit_rows;
+    const auto queues = static_cast<std::size_t>(((end - begin) * group + unit_rows - 1) / unit_rows);
+    const bool one_unit = queues == 1;
     for (Stream& stream : streams_) stream.runs.clear(), stream.run = 0, stream.left = stream.for_turns = 0;
     for (const Run& run : runs) {
         const ForestOrder::Entry& entry = order.entries[run.entry];
         const bool narrow = !one_unit && (run.request_end - run.request_begin) * group <= unit_rows;
-        const std::size_t queue = static_cast<std::size_t>((run.request_begin - begin) * group / unit_rows) % kQueues;
+        const std::size_t queue = static_cast<std::size_t>((run.request_begin - begin) * group / unit_rows);
         const bool shared = !narrow && (entry.request_begin < run.request_begin || entry.request_end > run.request_end);
         Stream& stream = streams_[shared ? kShared : narrow ? kNarrow + queue : kOwn];
         stream.runs.push_back(&run);
@@ -162,26 +162,36 @@ void WorkList::emit_item(const ForestOrder& order, std::span<const Run> runs, co
     for (const Stream& stream : streams_) own += stream.for_turns;
     const auto from = [&](std::size_t index, std::int64_t room) {
         Stream& stream = streams_[index];
-        const std::int64_t taken = take(order, stream, std::min(room, stream.for_turns), begin, group);
-        stream.for_turns -= taken;
-        return taken;
+        room = std::min(room, stream.for_turns);
+        if (room <= stream.plain) {  // most are
+            write(stream, room);
+        } else {
+            room = take(order, stream, room, begin, group);
+        }
+        stream.for_turns -= room;
+        return room;
     };
     // in_tile and turn are powers of two.
     const auto left_of = [&](std::int64_t of) { return of - ((end_ - first) & (of - 1)); };
     for (std::size_t queue = 0; shared_done < everyones || own_done < own;) {
         // Turns end where a tile, or a pair, ends. (Two tiles a turn lost 4 % on FT5.)
-        const bool shared_turn = own_done == own || (shared_done < everyones && shared_done * own <= own_done * everyones);
-        const bool alone = shared_turn ? own_done == own : shared_done == everyones;
-        if (shared_turn) {
-            shared_done += from(kShared, alone ? everyones : left_of(step));
+        if (own_done == own) {
+            shared_done += from(kShared, everyones);
+            continue;
+        }
+        // Own chunks that come before the next turn of the shared ones: in proportion, and as many shared ones first.
+        const bool alone = shared_done == everyones;
+        const std::int64_t due = alone ? own : (shared_done * own + everyones - 1) / everyones;
+        if (own_done >= due) {
+            shared_done += from(kShared, left_of(step));
         } else if (streams_[kOwn].for_turns > 0) {
             own_done += from(kOwn, alone ? own : left_of(step));
         } else {
             do {
-                while (streams_[kNarrow + queue].for_turns == 0) queue = (queue + 1) % kQueues;
-                own_done += from(kNarrow + queue, left_of(turn));
-                queue = (queue + 1) % kQueues;
-            } while (alone && own_done < own);
+                const std::size_t of = queue;
+                if (++queue == queues) queue = 0;
+                own_done += from(kNarrow + of, left_of(turn));
+            } while (own_done < due);
         }
     }
     for (std::size_t index = kNarrow + kQueues; index-- > 0;) {

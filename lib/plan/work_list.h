@@ -43,9 +43,9 @@ struct SplitInput {
 
 /// Time of one chunk in a block, in equivalent bytes: of its load, or of the arithmetic of all units of rows that see it.
 struct ChunkCost {
-    double first_read = 0, again = 0, unit = 0;  // `unit`: while all units multiply
-    std::int32_t group = 1, unit_rows = 16, units = 8, ring_keys = 384;
-    std::int32_t units_of(std::int32_t requests) const { return (requests * group + unit_rows - 1) / unit_rows; }
+    double first_read = 0, again = 0, unit = 0;                          // `unit`: while all units multiply
+    std::int32_t group = 1, unit_shift = 4, units = 8, ring_keys = 384;  // units of 1 << unit_shift query rows
+    std::int32_t units_of(std::int32_t requests) const { return (requests * group + (1 << unit_shift) - 1) >> unit_shift; }
     /// What a chunk costs of a run that is longer than the ring, if the rows of one unit see it: the units that share these rows
     /// multiply alone, as the ring holds nothing for the others.
     double held(const Block& block) const;
@@ -133,11 +133,13 @@ private:
         std::vector<const Run*> runs;
         std::size_t run = 0;
         std::int64_t left = 0;       // chunks of that run; 0: no run is left
+        std::int64_t plain = 0;      // of these, those before the last one that nothing masks
         std::int64_t for_turns = 0;  // chunks that take turns with those of other streams; the rest comes last
         abi::Chunk next{};           // as it is if it is not the run's last and nothing masks it
         const ForestOrder::Entry* entry = nullptr;
     };
     void begin_run(const ForestOrder& order, Stream& stream, std::int32_t hull_begin, std::int32_t group);
+    void write(Stream& stream, std::int64_t count);
     /// Writes up to `room` chunks of a stream; how many they were.
     std::int64_t take(const ForestOrder& order, Stream& stream, std::int64_t room, std::int32_t hull_begin, std::int32_t group);
     void finish_run(const Stream& stream);
