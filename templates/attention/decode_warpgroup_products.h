@@ -32,10 +32,10 @@ struct WarpgroupProducts : DecodeRows<Traits> {
     using Rows::Rows;
 
     SAPWOOD_DEVICE void begin() const {
-        if constexpr (kTakesTurns) kTurns.begin();
+        if constexpr (kTakesTurns) turns_.begin();
     }
     SAPWOOD_DEVICE void end() const {
-        if constexpr (kTakesTurns) kTurns.end();
+        if constexpr (kTakesTurns) turns_.end();
     }
 
     /// Orders this thread's accesses to a stage before the copy engine's.
@@ -72,15 +72,15 @@ private:
     // % for the long items of drafts, but three times the code, which the short items of forests pay for (16/1 1 to 5 %).
     static constexpr bool kWeightsInTurns = Traits::kMask || Traits::kQueryShared;
     static constexpr bool kTakesTurns = Traits::kQueryShared && kUnits == 2;
-    static constexpr Turns kTurns{3};            // named barriers 3 and 4
+    const Turns turns_{3, unit_};                // named barriers 3 and 4
     static constexpr u32 kWarpgroupBarrier = 5;  // and 6
 
     /// Warpgroups with rows of their own pass every tile, seen or not, so that both have as many turns.
     SAPWOOD_DEVICE void wait_turn() const {
-        if (kTakesTurns && this->parts == 1) kTurns.wait();
+        if (kTakesTurns && this->parts == 1) turns_.wait();
     }
     SAPWOOD_DEVICE void pass_turn() const {
-        if (kTakesTurns && this->parts == 1) kTurns.pass();
+        if (kTakesTurns && this->parts == 1) turns_.pass();
     }
 
     /// Two warpgroups that start on the same tile multiply together and then take exponentials together: half of the time the
@@ -127,7 +127,7 @@ private:
 
     /// The warpgroup's 64 rows to where its products find them.
     SAPWOOD_DEVICE void hold_query(u32 stage) {
-        const u32 barrier = kWarpgroupBarrier + warp_id() / 4;
+        const u32 barrier = kWarpgroupBarrier + unit_;
         const u8* from = this->shared.base + stage * Traits::kStageBytes + this->row_block * 16 * Traits::QTile::kPitch;
         u8* to = this->shared.base + Traits::kQueryHold + warp_id() * 16 * Traits::QTile::kPitch;
         named_sync(barrier, 128);  // all four warps have waited for the products with the rows before
@@ -144,8 +144,7 @@ private:
     SAPWOOD_DEVICE void multiply_keys(f32 (&s)[kBlocks][4], u32 stage) {
         if constexpr (Traits::kQueryShared) {
             kernel::multiply_keys<Element, Traits::kHeadDim, typename Traits::QTile, typename Traits::KTile>(
-                s, this->shared.address + Traits::kQueryHold + warp_id() / 4 * 64 * Traits::QTile::kPitch,
-                this->shared.stage(stage));
+                s, this->shared.address + Traits::kQueryHold + unit_ * 64 * Traits::QTile::kPitch, this->shared.stage(stage));
         } else {
             const auto keys = wgmma_panel(this->shared.stage(stage), Traits::KTile::kEightRows);
             SAPWOOD_UNROLL for (u32 step = 0; step < kSteps; ++step) {

@@ -20,8 +20,8 @@ struct PackedWarpgroupProducts : PackedRows<Traits> {
 
     using Rows::Rows;
 
-    SAPWOOD_DEVICE void begin() const { kTurns.begin(); }
-    SAPWOOD_DEVICE void end() const { kTurns.end(); }
+    SAPWOOD_DEVICE void begin() const { turns_.begin(); }
+    SAPWOOD_DEVICE void end() const { turns_.end(); }
 
     /// This item; then takes the next one.
     SAPWOOD_DEVICE void attend_item() {
@@ -62,7 +62,8 @@ struct PackedWarpgroupProducts : PackedRows<Traits> {
     }
 
 private:
-    static constexpr Turns kTurns{1};
+    const u32 unit_ = warp_id() / 4;
+    const Turns turns_{1, unit_};
     /// Where the next item's Q has a place of its own, and the result fits.
     static constexpr bool kWriteOverQuery =
         Traits::kQueries == 2 && Traits::kHeadDimV <= Traits::kHeadDim && 256 % Traits::kHeadDimV == 0;
@@ -81,13 +82,13 @@ private:
     /// Scores of a tile become `weights` while those of the tile `before` are multiplied by their values.
     SAPWOOD_DEVICE void attend_tile(f32 (&s)[kBlocks][4], Weights& weights, Weights& before) {
         const u32 runs = wait_keys();
-        kTurns.wait();
+        turns_.wait();
         wgmma_fence();
         multiply_keys(s);
         this->shared.values.wait_full(this->values);
         wgmma_fence();
         multiply_values(before);
-        kTurns.pass();
+        turns_.pass();
         wgmma_wait<1>();
         finish_keys(s, runs);
         bool raised = false;
@@ -105,7 +106,7 @@ private:
     }
     SAPWOOD_DEVICE void multiply_keys(f32 (&s)[kBlocks][4]) {
         kernel::multiply_keys<Element, Traits::kHeadDim, typename Traits::QTile, typename Traits::KTile>(
-            s, this->shared.query_block(this->query.stage) + warp_id() / 4 * 64 * Traits::QTile::kPitch,
+            s, this->shared.query_block(this->query.stage) + unit_ * 64 * Traits::QTile::kPitch,
             this->shared.key_tile(this->keys.stage));
     }
     SAPWOOD_DEVICE void multiply_values(const Weights& p) {

@@ -43,9 +43,10 @@ SAPWOOD_DEVICE void multiply_values(f32 (&out)[kBlocks][4], const u32 (&p)[kStep
 /// matter of speed alone.
 struct Turns {
     u32 first;  // of two named barriers, one a warpgroup
+    u32 unit;   // the warpgroup, 0 or 1: asking for the warp's number anew takes an exchange between lanes, in each turn
 
-    SAPWOOD_DEVICE u32 own() const { return first + warp_id() / 4; }
-    SAPWOOD_DEVICE u32 other() const { return first + (warp_id() / 4 ^ 1); }
+    SAPWOOD_DEVICE u32 own() const { return first + unit; }
+    SAPWOOD_DEVICE u32 other() const { return first + (unit ^ 1); }
     /// The first warpgroup has the first turn …
     SAPWOOD_DEVICE void begin() const {
         if (own() != first) turn_pass(first);
