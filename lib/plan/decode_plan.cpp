@@ -54,9 +54,8 @@ DecodePlanInfo describe(const DecodePlan::Impl& plan, const ForestOrder& order, 
     info.requests = static_cast<std::int64_t>(order.requests.size() + order.empty.size());
     info.items = static_cast<std::int64_t>(plan.list.items.size());
     info.partial_rows = plan.list.slots;
-    std::int64_t loaded = 0;
-    for (const abi::Chunk& chunk : plan.list.chunks) loaded += chunk.tokens & abi::kTokensMask;
-    info.kv_load_bytes = static_cast<std::int64_t>(static_cast<double>(loaded) * model.token_bytes * problem.kv_heads);
+    info.kv_load_bytes =
+        static_cast<std::int64_t>(static_cast<double>(plan.list.loaded_tokens) * model.token_bytes * problem.kv_heads);
     info.hbm_bytes = static_cast<std::int64_t>(static_cast<double>(order.used_tokens) * model.token_bytes * problem.kv_heads +
                                                static_cast<double>(info.requests) * row);
     info.partial_bytes = plan.list.slots * problem.q_heads * (problem.head_dim_v * 2 + 4) * 2;

@@ -12,22 +12,16 @@ namespace {
 
 std::int64_t whole_chunks(std::int64_t tokens) { return (tokens + abi::kChunkTokens - 1) / abi::kChunkTokens * abi::kChunkTokens; }
 
-/// Items of each key, by counting: the items of key k are list[begin[k] .. begin[k + 1]), in rising order.
-struct Buckets {
-    std::vector<std::int32_t> begin, list;
+/// Items of each key as chains, in rising order; -1 ends them.
+struct Chains {
+    std::vector<std::int32_t> first, next;
     template <class KeyOf>
-    Buckets(std::size_t keys, std::size_t items, KeyOf key_of) : begin(keys + 1, 0) {
-        for (std::size_t i = 0; i < items; ++i) {
-            if (const std::int32_t key = key_of(i); key >= 0) ++begin[static_cast<std::size_t>(key)];
-        }
-        std::int32_t sum = 0;
-        for (std::int32_t& end : begin) end = sum += end;
-        list.resize(static_cast<std::size_t>(sum));
-        // Filling from the back turns each end into its begin.
+    Chains(std::size_t keys, std::size_t items, KeyOf key_of) : first(keys, -1), next(items) {
         for (std::size_t i = items; i-- > 0;) {
-            if (const std::int32_t key = key_of(i); key >= 0) {
-                list[static_cast<std::size_t>(--begin[static_cast<std::size_t>(key)])] = static_cast<std::int32_t>(i);
-            }
+            const std::int32_t key = key_of(i);
+            if (key < 0) continue;
+            next[i] = first[static_cast<std::size_t>(key)];
+            first[static_cast<std::size_t>(key)] = static_cast<std::int32_t>(i);
         }
     }
 };
@@ -43,10 +37,10 @@ const DraftMask* mask_of(const Forest& forest, std::int32_t node) {
 ForestOrder order_of(const Forest& forest) {
     const Forest::Impl& impl = forest.impl();
     const std::size_t nodes = impl.nodes.size();
-    const Buckets children(nodes + 1, nodes, [&](std::size_t id) {
+    const Chains children(nodes + 1, nodes, [&](std::size_t id) {
         return !impl.alive[id] ? -1 : impl.nodes[id].parent < 0 ? static_cast<std::int32_t>(nodes) : impl.nodes[id].parent;
     });
-    const Buckets attached(nodes, impl.request_node.size(), [&](std::size_t id) { return std::max(impl.request_node[id], -1); });
+    const Chains attached(nodes, impl.request_node.size(), [&](std::size_t id) { return std::max(impl.request_node[id], -1); });
 
     ForestOrder order;
     order.entries.reserve(nodes);
@@ -57,33 +51,16 @@ ForestOrder order_of(const Forest& forest) {
         if (impl.request_node[id] == Forest::kNoNode) order.empty.push_back(static_cast<std::int32_t>(id));
     }
 
-    // An explicit stack: chains may be as deep as there are nodes. ~entry marks the moment a subtree is complete.
-    struct Visit {
-        std::int32_t node, parent_entry;
-    };
-    std::vector<Visit> stack;
-    const auto push_children = [&](std::size_t bucket, std::int32_t entry) {
-        for (std::int32_t i = children.begin[bucket + 1]; i-- > children.begin[bucket];) stack.push_back({children.list[i], entry});
-    };
+    // Without recursion or a stack: chains may be as deep as there are nodes, and the entries know the way up.
     std::int64_t shared = 0;  // padded depth of the lowest ancestor that the walk has returned to since the last request
-    push_children(nodes, -1);
-    while (!stack.empty()) {
-        const Visit visit = stack.back();
-        stack.pop_back();
-        if (visit.node < 0) {
-            ForestOrder::Entry& done = order.entries[~visit.node];
-            done.request_end = static_cast<std::int32_t>(order.requests.size());
-            if (done.request_end == done.request_begin) {
-                order.entries.resize(~visit.node);  // nobody below: it and what follows it in pre-order, its subtree, are not read
-            }
-            continue;
-        }
-        const Node& node = impl.nodes[visit.node];
+    std::int32_t id = children.first[nodes], above = -1;  // the next node, and its parent's entry
+    while (id >= 0) {
+        const Node& node = impl.nodes[static_cast<std::size_t>(id)];
         const std::int32_t index = static_cast<std::int32_t>(order.entries.size());
         // Filled in place (there is room for all): a copy would wait for its pieces to be stored.
         ForestOrder::Entry& entry = order.entries.emplace_back();
-        entry.node = visit.node;
-        entry.parent = visit.parent_entry;
+        entry.node = id;
+        entry.parent = above;
         entry.request_begin = static_cast<std::int32_t>(order.requests.size());
         entry.request_end = 0;
         entry.depth_begin = 0;
@@ -92,25 +69,38 @@ ForestOrder order_of(const Forest& forest) {
         entry.padded = whole_chunks(node.tokens);
         entry.kv_begin = node.kv_begin;
         entry.side_by_side = false;
-        entry.mask = impl.drafts.empty() ? nullptr : mask_of(forest, visit.node);
-        if (visit.parent_entry >= 0) {
-            const ForestOrder::Entry& parent = order.entries[visit.parent_entry];
+        entry.mask = impl.drafts.empty() ? nullptr : mask_of(forest, id);
+        if (above >= 0) {
+            const ForestOrder::Entry& parent = order.entries[above];
             entry.depth_begin = parent.depth_begin + parent.tokens;
             entry.padded_begin = parent.padded_begin + parent.padded;
         }
         shared = std::min(shared, entry.padded_begin);
-        for (std::int32_t i = attached.begin[visit.node]; i < attached.begin[visit.node + 1]; ++i) {
+        for (std::int32_t i = attached.first[id]; i >= 0; i = attached.next[i]) {
             if (entry.depth_begin + entry.tokens == 0) {
-                order.empty.push_back(attached.list[i]);
+                order.empty.push_back(i);
                 continue;
             }
-            order.requests.push_back(attached.list[i]);
+            order.requests.push_back(i);
             order.request_entry.push_back(index);
             order.shared.push_back(shared);
             shared = entry.padded_begin + entry.padded;
         }
-        stack.push_back({~index, -1});
-        push_children(visit.node, index);
+        if (const std::int32_t child = children.first[id]; child >= 0) {
+            id = child;
+            above = index;
+            continue;
+        }
+        // Its subtree is complete, and that of each ancestor whose last child the walk comes from.
+        for (std::int32_t done = index; done >= 0; done = above) {
+            ForestOrder::Entry& complete = order.entries[done];
+            complete.request_end = static_cast<std::int32_t>(order.requests.size());
+            above = complete.parent;
+            id = children.next[complete.node];
+            // Nobody below: it and what follows it in pre-order, its subtree, are not read.
+            if (complete.request_end == complete.request_begin) order.entries.resize(done);
+            if (id >= 0) break;
+        }
     }
     bool on_host = false;
     for (ForestOrder::Entry& entry : order.entries) {

@@ -30,7 +30,7 @@ public:
             below_[block] = block * width_ < 64 ? blocks & ((std::uint64_t{1} << block * width_) - 1) : blocks;
     }
 
-    std::uint64_t operator()(std::span<const abi::Chunk> tile) {
+    std::uint64_t operator()(std::span<const abi::Chunk> tile) const {
         std::uint64_t seen = 0;
         for (std::uint32_t c = 0; c < width_; ++c) seen |= blocks_of(tile[c]) << c;
         return seen;
@@ -39,21 +39,13 @@ public:
 private:
     static constexpr std::uint32_t kBlocks = 8;  // of a work item, at most
 
-    /// A bit for each block of the chunk's rows, which are mostly those of the chunk before.
-    std::uint64_t blocks_of(const abi::Chunk& chunk) {
-        if (rows_of(chunk) != rows_) {
-            rows_ = rows_of(chunk);
-            found_ = chunk.row_begin == chunk.row_end
-                         ? 0
-                         : below_[(chunk.row_end + kWarpRows - 1) / kWarpRows] & ~below_[chunk.row_begin / kWarpRows];
-        }
-        return found_;
+    /// A bit for each block of the chunk's rows; none of padding, whose rows are 0 to 0.
+    std::uint64_t blocks_of(const abi::Chunk& chunk) const {
+        return below_[(chunk.row_end + kWarpRows - 1) / kWarpRows] & ~below_[chunk.row_begin / kWarpRows];
     }
 
     const std::uint32_t width_;
     std::uint64_t below_[kBlocks + 1];  // the bits of so many blocks
-    std::uint32_t rows_ = 0;
-    std::uint64_t found_ = 0;
 };
 
 /// Hands the chunks that a block of rows sees to the warps that share these rows, two at a time, in turn. Chunks that only other
@@ -175,7 +167,7 @@ void set_tile_words(std::span<abi::Chunk> chunks, std::size_t in_tile, const Spl
             chunks[first].tile_word = shared_by_warpgroups(chunks.subspan(first, in_tile));
         return;
     }
-    SeenByRows seen_by_rows(in_tile);
+    const SeenByRows seen_by_rows(in_tile);
     SharedByWarps shared_by_warps(in_tile, blocks, parts);
     for (std::size_t first = 0; first < chunks.size(); first += in_tile) {
         const std::span<abi::Chunk> tile = chunks.subspan(first, in_tile);

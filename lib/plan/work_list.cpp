@@ -87,7 +87,12 @@ void WorkList::mask_chunks(const Stream& stream, abi::Chunk* first, std::int64_t
     abi::Chunk* kept = first;
     for (std::int64_t c = 0; c < count; ++c) {
         *kept = first[c];
-        kept += apply_mask(*kept, *stream.entry->mask, column + c, run.request_begin - stream.entry->request_begin, group);
+        const bool seen =
+            apply_mask(*kept, *stream.entry->mask, column + c, run.request_begin - stream.entry->request_begin, group);
+        if (seen)
+            ++kept;
+        else
+            loaded_tokens -= kept->tokens & abi::kTokensMask;
     }
     std::fill(kept, end_, abi::Chunk{});
     end_ = kept;
@@ -152,6 +157,7 @@ void WorkList::emit_item(const ForestOrder& order, std::span<const Run> runs, co
         stream.runs.push_back(&run);
         if (stream.runs.size() == 1) begin_run(order, stream, begin, group);
         stream.for_turns += chunks_of(run.tokens);
+        loaded_tokens += run.tokens;
     }
     const std::int64_t step = static_cast<std::int64_t>(in_tile);
     if (unit_rows > 16) {
@@ -188,9 +194,15 @@ void WorkList::emit_item(const ForestOrder& order, std::span<const Run> runs, co
             own_done += from(kOwn, alone ? own : left_of(step));
         } else {
             do {
-                const std::size_t of = queue;
+                const std::size_t of = kNarrow + queue;
                 if (++queue == queues) queue = 0;
-                own_done += from(kNarrow + of, left_of(turn));
+                if (turn == kPair && streams_[of].plain >= kPair && left_of(kPair) == kPair) {  // most turns of single warps
+                    write(streams_[of], kPair);
+                    streams_[of].for_turns -= kPair;
+                    own_done += kPair;
+                } else {
+                    own_done += from(of, left_of(turn));
+                }
             } while (own_done < due);
         }
     }
@@ -252,6 +264,7 @@ void WorkList::build(const ForestOrder& order, const Cover& cover, const CostMod
     last_of_node_.assign(node_capacity, -1);
     parts_.assign(order.requests.size(), 0);
     changed_begin = changed_end = 0;
+    loaded_tokens = 0;
 
     const std::int64_t in_tile = input.block_kv / kChunk;
     const ChunkCost cost = chunk_cost(model, input);
@@ -279,7 +292,7 @@ void WorkList::build(const ForestOrder& order, const Cover& cover, const CostMod
             const ForestOrder::Entry& entry = order.entries[e];
             const std::int32_t begin = std::max(entry.request_begin, block.request_begin);
             const std::int32_t end = std::min(entry.request_end, block.request_end);
-            const double each = cost(entry, block, 1.0, held);
+            const double each = pieces > 1 ? cost(entry, block, 1.0, held) : 0;
             for (std::int64_t token = 0; token < entry.tokens;) {
                 std::int64_t fits = chunks_of(entry.tokens - token);
                 if (piece < pieces) {

@@ -89,6 +89,7 @@ public:
     std::vector<abi::Chunk> chunks;
     std::vector<abi::Merge> merges;
     std::int64_t slots = 0;
+    std::int64_t loaded_tokens = 0;    // of all chunks, as built: what is patched in later is not counted
     std::vector<std::uint32_t> masks;  // [rows of Q, mask_words], of drafts whose masks are known here
     std::int64_t mask_words = 0, mask_rows = 0;
     std::vector<std::uint32_t> gather;  // KV positions that gathered chunks list

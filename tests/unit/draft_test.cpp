@@ -143,11 +143,14 @@ TEST_CASE("plan: every request of a random forest with drafts sees its path, and
         CAPTURE(seed);
         CAPTURE(plan.to_string());
         REQUIRE(support::fault_of(plan.impl(), forest) == "");
+        std::int64_t loaded = 0;
         for (const abi::Chunk& chunk : plan.impl().list.chunks) {
             masked += (chunk.tokens & abi::kMasked) != 0;
             whole += chunk.tokens == abi::kChunkTokens;
             padding += chunk.tokens == 0;
+            loaded += chunk.tokens & abi::kTokensMask;
         }
+        REQUIRE(plan.impl().list.loaded_tokens == loaded);
     }
     CHECK((masked > 1000 && whole > 1000 && padding > 1000));  // padding: at the ends of items alone
 }
