@@ -99,6 +99,11 @@ private:
                static_cast<double>(below) * model_.partial_bytes * (top < 0 ? 2 : 1) + below_[c];
     }
 
+    /// Where the requests of an edge's candidate end; -1 behind the last.
+    std::int32_t end_of_edge(std::vector<std::int32_t>::const_iterator edge) const {
+        return edge == edges_.end() ? -1 : order_.entries[*edge].request_end;
+    }
+
     /// Shortest path over the boundaries begin..end of the region below `top`; fills best_ and from_.
     double run(std::int32_t top, std::int32_t begin, std::int32_t end) {
         if (begin == end) return 0;
@@ -112,21 +117,31 @@ private:
         std::sort(edges_.begin(), edges_.end(),
                   [&](std::int32_t a, std::int32_t b) { return order_.entries[a].request_end < order_.entries[b].request_end; });
         auto edge = edges_.begin();
-        std::int32_t head = 0, tail = 0;  // window_ holds starts with rising best_ + start_cost
-        best_[begin] = 0;
+        std::int32_t edge_end = end_of_edge(edge);
+        // Copies: what is written could be the model's, for all that the compiler knows.
+        const double item_bytes = model_.item_bytes, token_bytes = model_.token_bytes, reread = model_.reread;
+        const std::int32_t capacity = model_.capacity;
+        const std::int64_t* const shared = order_.shared.data();
+        double* const best = best_.data();
+        From* const from = from_.data();
+        Start* head = window_.data();  // … tail: starts with rising costs
+        Start* tail = head;
+        best[begin] = 0;
+        double again = 0;  // bytes that a block which starts at j - 1 reads once more
         for (std::int32_t j = begin + 1; j <= end; ++j) {
-            const double cost = best_[j - 1] + start_cost(j - 1, begin, top_tokens);
-            while (tail > head && window_[tail - 1].cost >= cost) --tail;
-            window_[tail++] = {j - 1, cost};
-            while (window_[head].start < j - model_.capacity) ++head;
-            best_[j] = window_[head].cost;
-            from_[j] = {window_[head].start, -1};
-            for (; edge != edges_.end() && order_.entries[*edge].request_end == j; ++edge) {
+            const double cost = best[j - 1] + (item_bytes + again * reread);
+            if (j < end) again = static_cast<double>(std::max<std::int64_t>(0, shared[j] - top_tokens)) * token_bytes;
+            while (tail > head && tail[-1].cost >= cost) --tail;
+            *tail++ = {j - 1, cost};
+            while (head->start < j - capacity) ++head;
+            best[j] = head->cost;
+            from[j] = {head->start, -1};
+            for (; edge_end == j; edge_end = end_of_edge(++edge)) {
                 const std::int32_t start = order_.entries[*edge].request_begin;
-                const double cut = best_[start] + cut_cost(*edge, top, begin, top_tokens);
-                if (cut < best_[j]) {
-                    best_[j] = cut;
-                    from_[j] = {start, *edge};
+                const double cut = best[start] + cut_cost(*edge, top, begin, top_tokens);
+                if (cut < best[j]) {
+                    best[j] = cut;
+                    from[j] = {start, *edge};
                 }
             }
         }

@@ -35,7 +35,7 @@ double ChunkCost::held(const Block& block) const {
     return unit * units / std::max(1, units / with_rows);
 }
 
-double ChunkCost::operator()(const ForestOrder::Entry& entry, const Block& block, double bandwidth_share, double held) const {
+ChunkTime ChunkCost::operator()(const ForestOrder::Entry& entry, const Block& block, double held) const {
     const std::int32_t requests =
         std::min(entry.request_end, block.request_end) - std::max(entry.request_begin, block.request_begin);
     // Whoever holds the first request of an entry counts as its first reader; blocks that do nothing else at the same time have
@@ -43,7 +43,7 @@ double ChunkCost::operator()(const ForestOrder::Entry& entry, const Block& block
     double load = entry.request_begin >= block.request_begin ? first_read : again;
     if (entry.side_by_side)
         load = again + (first_read - again) * requests / static_cast<double>(entry.request_end - entry.request_begin);
-    return std::max({load * bandwidth_share, units_of(requests) * unit, entry.padded > ring_keys ? held : 0});
+    return {load, units_of(requests) * unit, entry.padded > ring_keys ? held : 0};
 }
 
 ChunkCost chunk_cost(const CostModel& model, const SplitInput& input) {
@@ -108,10 +108,10 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
             const std::int64_t own = entry.padded / abi::kChunkTokens;
             if (entry.side_by_side && (longest_shared == nullptr || entry.padded > longest_shared->padded)) longest_shared = &entry;
             size.chunks += own;
-            const double crowded = static_cast<double>(own) * cost(entry, block, 1.0, held);
-            size.crowded += crowded;
-            size.alone += static_cast<double>(own) * cost(entry, block, kAlone, held);
-            all_busy += entry.padded > cost.ring_keys ? static_cast<double>(own) * cost(entry, block, 1.0, 0) : crowded;
+            const ChunkTime time = cost(entry, block, held);
+            size.crowded += static_cast<double>(own) * time.at(1.0);
+            size.alone += static_cast<double>(own) * time.at(kAlone);
+            all_busy += static_cast<double>(own) * time.busy();
             size.seen += static_cast<double>(own) *
                          (std::min(entry.request_end, block.request_end) - std::max(entry.request_begin, block.request_begin));
         });
@@ -184,6 +184,8 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
         }
         first = false;
         if (input.aimed != 0) break;
+        // What is tried from here on is merged: even shares and the shortest merge may take longer already.
+        if (best.makespan * 0.999 <= all * input.kv_heads / workers + kMergeMicroseconds * microsecond) break;
     }
     best.makespan /= microsecond;
     best.even_share = all_busy * input.kv_heads / workers / microsecond;

@@ -292,7 +292,7 @@ void WorkList::build(const ForestOrder& order, const Cover& cover, const CostMod
             const ForestOrder::Entry& entry = order.entries[e];
             const std::int32_t begin = std::max(entry.request_begin, block.request_begin);
             const std::int32_t end = std::min(entry.request_end, block.request_end);
-            const double each = pieces > 1 ? cost(entry, block, 1.0, held) : 0;
+            const double each = pieces > 1 ? cost(entry, block, held).at(1.0) : 0;
             for (std::int64_t token = 0; token < entry.tokens;) {
                 std::int64_t fits = chunks_of(entry.tokens - token);
                 if (piece < pieces) {

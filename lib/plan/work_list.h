@@ -2,6 +2,7 @@
 // The device work list of a plan: blocks cut into work items of about equal cost, longest first, in the layout of templates/abi.h.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -42,6 +43,14 @@ struct SplitInput {
 };
 
 /// Time of one chunk in a block, in equivalent bytes: of its load, or of the arithmetic of all units of rows that see it.
+struct ChunkTime {
+    double load, arithmetic;
+    double held;  // of the arithmetic, where the ring holds nothing for other units meanwhile; else 0
+    /// `load_share`: of the load's time with all workers at work.
+    double at(double load_share) const { return std::max({load * load_share, arithmetic, held}); }
+    /// If all units were busy.
+    double busy() const { return std::max(load, arithmetic); }
+};
 struct ChunkCost {
     double first_read = 0, again = 0, unit = 0;                          // `unit`: while all units multiply
     std::int32_t group = 1, unit_shift = 4, units = 8, ring_keys = 384;  // units of 1 << unit_shift query rows
@@ -49,8 +58,8 @@ struct ChunkCost {
     /// What a chunk costs of a run that is longer than the ring, if the rows of one unit see it: the units that share these rows
     /// multiply alone, as the ring holds nothing for the others.
     double held(const Block& block) const;
-    /// `held`: of the block; 0 for what the chunk would cost if all units were busy.
-    double operator()(const ForestOrder::Entry& entry, const Block& block, double bandwidth_share, double held) const;
+    /// `held`: of the block.
+    ChunkTime operator()(const ForestOrder::Entry& entry, const Block& block, double held) const;
 };
 ChunkCost chunk_cost(const CostModel& model, const SplitInput& input);
 
