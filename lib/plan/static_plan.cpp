@@ -80,6 +80,7 @@ private:
             list_.requests.push_back({static_cast<std::int32_t>(sequence.query_begin + row), abi::kFinal});
 
         const std::int32_t rows = end - begin;
+        units_ = RowUnits(input_.unit_rows, rows * group_);
         for (std::int64_t token = 0; token < sequence.prefix_tokens; token += kChunk)
             push(sequence.prefix_begin + token, std::min<std::int64_t>(kChunk, sequence.prefix_tokens - token), 0, rows, 0);
         list_nodes(sequence, block.ancestors);
@@ -112,6 +113,7 @@ private:
                                 .row_end = static_cast<std::uint16_t>(end * group_),
                                 .tokens = static_cast<std::uint32_t>(tokens) | flags,
                                 .tile_word = 0});
+        list_.chunks.back().tile_word = units_.that_see(list_.chunks.back());
     }
 
     /// Nodes that are neighbours need no list.
@@ -134,6 +136,7 @@ private:
     WorkList& list_;
     const SplitInput input_;
     const std::int32_t group_;
+    RowUnits units_;  // of the item that is being written
 };
 
 /// The blocks depth first, a block's parent being the one that holds the last of its rows' ancestors before them: a third of the

@@ -1,52 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "plan/tile_words.h"
 
-#include <algorithm>
+#include <array>
 #include <bit>
-#include <cstddef>
-#include <cstring>
 
 namespace sapwood {
 namespace {
 
-constexpr std::uint32_t kWarpRows = 16, kWarpgroupRows = 64;
+constexpr std::uint32_t kWarpgroupRows = 64;
 
-std::uint32_t rows_of(const abi::Chunk& chunk) { return chunk.row_begin | static_cast<std::uint32_t>(chunk.row_end) << 16; }
-
-/// As they lie there, for a comparison of both at once.
-std::uint64_t rows_and_tokens(const abi::Chunk& chunk) {
-    static_assert(offsetof(abi::Chunk, tokens) == offsetof(abi::Chunk, row_begin) + 4);
-    std::uint64_t bytes;
-    std::memcpy(&bytes, reinterpret_cast<const std::byte*>(&chunk) + offsetof(abi::Chunk, row_begin), sizeof bytes);
-    return bytes;
-}
+/// Bit `unit * width` for each unit of a set of eight.
+template <std::uint32_t kWidth>
+constexpr auto kSpread = [] {
+    std::array<std::uint64_t, 256> spread{};
+    for (std::uint32_t set = 0; set < 256; ++set) {
+        for (std::uint32_t unit = 0; unit < 8; ++unit) spread[set] |= std::uint64_t{set >> unit & 1} << unit * kWidth;
+    }
+    return spread;
+}();
 
 /// Which blocks of 16 rows see which chunks of a tile: a bit `block * chunks of a tile + chunk`.
-class SeenByRows {
-public:
-    explicit SeenByRows(std::size_t in_tile) : width_(static_cast<std::uint32_t>(in_tile)) {
-        const std::uint64_t blocks = ~std::uint64_t{0} / ((1u << width_) - 1);  // a bit each
-        for (std::uint32_t block = 0; block <= kBlocks; ++block)
-            below_[block] = block * width_ < 64 ? blocks & ((std::uint64_t{1} << block * width_) - 1) : blocks;
-    }
-
-    std::uint64_t operator()(std::span<const abi::Chunk> tile) const {
-        std::uint64_t seen = 0;
-        for (std::uint32_t c = 0; c < width_; ++c) seen |= blocks_of(tile[c]) << c;
-        return seen;
-    }
-
-private:
-    static constexpr std::uint32_t kBlocks = 8;  // of a work item, at most
-
-    /// A bit for each block of the chunk's rows; none of padding, whose rows are 0 to 0.
-    std::uint64_t blocks_of(const abi::Chunk& chunk) const {
-        return below_[(chunk.row_end + kWarpRows - 1) / kWarpRows] & ~below_[chunk.row_begin / kWarpRows];
-    }
-
-    const std::uint32_t width_;
-    std::uint64_t below_[kBlocks + 1];  // the bits of so many blocks
-};
+template <std::uint32_t kWidth>
+std::uint64_t seen_by_rows(std::span<const abi::Chunk> tile) {
+    std::uint64_t seen = 0;
+    for (std::uint32_t c = 0; c < kWidth; ++c) seen |= kSpread<kWidth>[tile[c].tile_word & 0xff] << c;
+    return seen;
+}
 
 /// Hands the chunks that a block of rows sees to the warps that share these rows, two at a time, in turn. Chunks that only other
 /// rows see have no turn: whose it would be is a matter of how the item's keys are mixed, and could be the same warp each time.
@@ -88,72 +67,34 @@ private:
     std::uint32_t turn_[8] = {};
 };
 
-/// Of a tile: rows that see every key (none if one is not there), and the hull of those that see some.
-struct TileRows {
-    std::uint32_t all_begin = 0, all_end = 0xffff, some_begin = 0xffff, some_end = 0;
+template <std::uint32_t kWidth>
+void set_warps_words(std::span<abi::Chunk> chunks, std::uint32_t blocks, std::uint32_t parts) {
+    SharedByWarps shared_by_warps(kWidth, blocks, parts);
+    for (std::size_t first = 0; first < chunks.size(); first += kWidth) {
+        const std::span<abi::Chunk> tile = chunks.subspan(first, kWidth);
+        const std::uint64_t seen = seen_by_rows<kWidth>(tile), words = parts > 1 ? shared_by_warps(seen) : seen;
+        tile[0].tile_word = static_cast<std::uint32_t>(words);
+        tile[1].tile_word = static_cast<std::uint32_t>(words >> 32);
+        for (std::uint32_t c = 2; c < kWidth; ++c) tile[c].tile_word = 0;
+    }
+}
 
-    /// If all chunks are full, and seen by the rows of this one.
-    explicit TileRows(const abi::Chunk& chunk)
-        : all_begin(chunk.row_begin), all_end(chunk.row_end), some_begin(chunk.row_begin), some_end(chunk.row_end) {}
-    /// A chunk that is patched later is not whole now: its tile is never called seen entirely, which is slower at most.
-    explicit TileRows(std::span<const abi::Chunk> tile) {
-        for (const abi::Chunk& chunk : tile) {
-            const bool whole = chunk.tokens == abi::kChunkTokens;
-            all_begin = std::max<std::uint32_t>(all_begin, chunk.row_begin);
-            all_end = whole ? std::min<std::uint32_t>(all_end, chunk.row_end) : 0;
-            if (chunk.row_begin == chunk.row_end) continue;
-            some_begin = std::min<std::uint32_t>(some_begin, chunk.row_begin);
-            some_end = std::max<std::uint32_t>(some_end, chunk.row_end);
+/// Warpgroups that share rows take tiles in turn.
+template <std::uint32_t kWidth>
+void set_warpgroups_words(std::span<abi::Chunk> chunks, std::uint32_t blocks, std::uint32_t parts) {
+    std::uint32_t turn = 0;
+    for (std::size_t first = 0; first < chunks.size(); first += kWidth) {
+        const std::span<abi::Chunk> tile = chunks.subspan(first, kWidth);
+        std::uint32_t some = 0, all = ~0u;
+        for (abi::Chunk& chunk : tile) {
+            some |= chunk.tile_word;
+            all &= chunk.tile_word;
+            chunk.tile_word = 0;
         }
+        tile[0].tile_word = ((some & RowUnits::kSome) | (all & ~RowUnits::kSome)) << turn * blocks;
+        turn = turn + 1 == parts ? 0 : turn + 1;
     }
-};
-
-/// Which warpgroups attend an item's tiles, one after the other. Those that share rows take tiles in turn.
-class SharedByWarpgroups {
-public:
-    /// `blocks` of 64 rows, `parts` warpgroups each.
-    SharedByWarpgroups(std::uint32_t rows, std::uint32_t blocks, std::uint32_t parts)
-        : blocks_(blocks), parts_(parts), every_row_(rows << 16) {
-        for (std::uint32_t block = 0; block < blocks; ++block) {
-            end_[block] = std::min((block + 1) * kWarpgroupRows, rows);
-            whole_ |= (1u | 1u << abi::kWholeShift) << block;
-        }
-    }
-
-    std::uint32_t operator()(std::span<const abi::Chunk> tile) {
-        const std::uint32_t word = first_word_of(tile) << turn_ * blocks_;
-        turn_ = turn_ + 1 == parts_ ? 0 : turn_ + 1;
-        return word;
-    }
-
-private:
-    /// If it were the first part's turn.
-    std::uint32_t first_word_of(std::span<const abi::Chunk> tile) const {
-        // Mostly all rows and lengths are those of the first chunk.
-        const std::uint64_t first = rows_and_tokens(tile[0]);
-        std::uint64_t other = tile[0].tokens ^ abi::kChunkTokens;
-        for (const abi::Chunk& chunk : tile.subspan(1)) other |= rows_and_tokens(chunk) ^ first;
-        if (other != 0) return word_of(TileRows(tile));
-        return rows_of(tile[0]) == every_row_ ? whole_ : word_of(TileRows(tile[0]));
-    }
-
-    /// Without a branch: neighbouring tiles differ.
-    std::uint32_t word_of(const TileRows& tile) const {
-        std::uint32_t word = 0;
-        for (std::uint32_t block = 0; block < kBlocks; ++block) {
-            const std::uint32_t begin = block * kWarpgroupRows, end = end_[block];
-            const bool some = static_cast<int>(tile.some_begin < end) & static_cast<int>(tile.some_end > begin);
-            const bool all = static_cast<int>(tile.all_begin <= begin) & static_cast<int>(tile.all_end >= end);
-            word |= static_cast<std::uint32_t>(some) * (1u | static_cast<std::uint32_t>(all) << abi::kWholeShift) << block;
-        }
-        return word;
-    }
-
-    static constexpr std::uint32_t kBlocks = 2;  // of a work item, at most
-    std::uint32_t end_[kBlocks] = {};            // of the rows of a block; 0 if there is none
-    const std::uint32_t blocks_, parts_, every_row_;
-    std::uint32_t whole_ = 0, turn_ = 0;
-};
+}
 
 }  // namespace
 
@@ -161,20 +102,12 @@ void set_tile_words(std::span<abi::Chunk> chunks, std::size_t in_tile, const Spl
     const auto rows = static_cast<std::uint32_t>(item_rows), unit_rows = static_cast<std::uint32_t>(input.unit_rows);
     const std::uint32_t blocks = (rows + unit_rows - 1) / unit_rows;
     const std::uint32_t parts = input.share_rows ? static_cast<std::uint32_t>(input.units) / blocks : 1;
-    if (unit_rows == kWarpgroupRows) {
-        SharedByWarpgroups shared_by_warpgroups(rows, blocks, parts);
-        for (std::size_t first = 0; first < chunks.size(); first += in_tile)
-            chunks[first].tile_word = shared_by_warpgroups(chunks.subspan(first, in_tile));
-        return;
-    }
-    const SeenByRows seen_by_rows(in_tile);
-    SharedByWarps shared_by_warps(in_tile, blocks, parts);
-    for (std::size_t first = 0; first < chunks.size(); first += in_tile) {
-        const std::span<abi::Chunk> tile = chunks.subspan(first, in_tile);
-        const std::uint64_t seen = seen_by_rows(tile), words = parts > 1 ? shared_by_warps(seen) : seen;
-        tile[0].tile_word = static_cast<std::uint32_t>(words);
-        tile[1].tile_word = static_cast<std::uint32_t>(words >> 32);
-    }
+    const auto set = [&]<std::uint32_t kWidth>() {
+        (unit_rows == kWarpgroupRows ? set_warpgroups_words<kWidth> : set_warps_words<kWidth>)(chunks, blocks, parts);
+    };
+    if (in_tile == 2) return set.operator()<2>();
+    if (in_tile == 4) return set.operator()<4>();
+    set.operator()<8>();
 }
 
 }  // namespace sapwood

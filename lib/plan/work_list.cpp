@@ -69,12 +69,16 @@ void WorkList::begin_run(const ForestOrder& order, Stream& stream, std::int32_t 
                    .row_end = static_cast<std::uint16_t>((run.request_end - hull_begin) * group),
                    .tokens = kChunk,
                    .tile_word = 0};
+    stream.next.tile_word = units_.that_see(stream.next);
 }
 
 /// Of a run whose last chunk has been written.
 void WorkList::finish_run(const Stream& stream) {
     const Run& run = *stream.runs[stream.run];
-    end_[-1].tokens = static_cast<std::uint32_t>(run.tokens - (chunks_of(run.tokens) - 1) * kChunk);
+    if (const std::int64_t rest = run.tokens % kChunk; rest != 0) {
+        end_[-1].tokens = static_cast<std::uint32_t>(rest);
+        end_[-1].tile_word &= RowUnits::kSome;
+    }
     if (!run.ends || stream.entry->mask != nullptr) return;
     last_chunks_.push_back({static_cast<std::uint32_t>(end_ - chunks.data() - 1), last_of_node_[stream.entry->node]});
     last_of_node_[stream.entry->node] = static_cast<std::int32_t>(last_chunks_.size() - 1);
@@ -89,10 +93,12 @@ void WorkList::mask_chunks(const Stream& stream, abi::Chunk* first, std::int64_t
         *kept = first[c];
         const bool seen =
             apply_mask(*kept, *stream.entry->mask, column + c, run.request_begin - stream.entry->request_begin, group);
-        if (seen)
+        if (seen) {
+            kept->tile_word = units_.that_see(*kept);
             ++kept;
-        else
+        } else {
             loaded_tokens -= kept->tokens & abi::kTokensMask;
+        }
     }
     std::fill(kept, end_, abi::Chunk{});
     end_ = kept;
@@ -147,6 +153,7 @@ void WorkList::emit_item(const ForestOrder& order, std::span<const Run> runs, co
     const std::int64_t turn = unit_rows > 16 ? static_cast<std::int64_t>(in_tile) : kPair;
     const auto queues = static_cast<std::size_t>(((end - begin) * group + unit_rows - 1) / unit_rows);
     const bool one_unit = queues == 1;
+    units_ = RowUnits(unit_rows, (end - begin) * group);
     for (Stream& stream : streams_) stream.runs.clear(), stream.run = 0, stream.left = stream.for_turns = 0;
     for (const Run& run : runs) {
         const ForestOrder::Entry& entry = order.entries[run.entry];

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -90,6 +91,31 @@ struct WorkCounts {
     std::int64_t gather = 0;
 };
 
+/// The units of an item's query rows: 16 for a warp, 64 for a warpgroup.
+class RowUnits {
+public:
+    RowUnits() = default;
+    RowUnits(std::int32_t unit_rows, std::int32_t rows)
+        : shift_(static_cast<std::uint32_t>(std::countr_zero(static_cast<std::uint32_t>(unit_rows)))),
+          rows_(static_cast<std::uint32_t>(rows)) {}
+
+    static constexpr std::uint32_t kSome = (1u << abi::kWholeShift) - 1;
+    /// Bit `unit` of kSome: some of its rows see the chunk. Bit abi::kWholeShift + `unit`: all of them see 16 keys. A chunk that is
+    /// patched later is not whole now: its tile is never called seen entirely, which is slower at most.
+    std::uint32_t that_see(const abi::Chunk& chunk) const {
+        if (chunk.row_begin == chunk.row_end) return 0;
+        const std::uint32_t first = chunk.row_begin >> shift_, first_whole = up(chunk.row_begin), end = up(chunk.row_end);
+        const std::uint32_t end_whole = chunk.row_end == rows_ ? end : chunk.row_end >> shift_;
+        const std::uint32_t some = below(end) & ~below(first), whole = below(end_whole) & ~below(first_whole);
+        return chunk.tokens == abi::kChunkTokens ? some | whole << abi::kWholeShift : some;
+    }
+
+private:
+    static std::uint32_t below(std::uint32_t unit) { return (1u << unit) - 1; }
+    std::uint32_t up(std::uint32_t row) const { return (row + (1u << shift_) - 1) >> shift_; }
+    std::uint32_t shift_ = 4, rows_ = 0;
+};
+
 /// Items, requests and chunks, host side. Growth inside the last chunk of a node is patched through last_chunks.
 class WorkList {
 public:
@@ -157,6 +183,7 @@ private:
     static constexpr std::size_t kQueues = 8;  // row blocks of a work item
     static constexpr std::size_t kShared = 0, kOwn = 1, kNarrow = 2;
     Stream streams_[kNarrow + kQueues];
+    RowUnits units_;             // of the item that is being written
     abi::Chunk* end_ = nullptr;  // of the chunks written so far, while building
     std::vector<std::int32_t> last_of_node_;
     std::vector<LastChunk> last_chunks_;
