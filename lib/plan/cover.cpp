@@ -127,7 +127,7 @@ private:
         Start* head = window_.data();  // … tail: starts with rising costs
         Start* tail = head;
         best[begin] = 0;
-        double again = 0;  // bytes that a block which starts at j - 1 reads once more
+        double again = 0;  // as in start_cost, of a block that starts at j - 1
         for (std::int32_t j = begin + 1; j <= end; ++j) {
             const double cost = best[j - 1] + (item_bytes + again * reread);
             if (j < end) again = static_cast<double>(std::max<std::int64_t>(0, shared[j] - top_tokens)) * token_bytes;

@@ -52,6 +52,7 @@ struct ChunkTime {
     /// If all units were busy.
     double busy() const { return std::max(load, arithmetic); }
 };
+/// What a chunk of an entry takes in a block.
 struct ChunkCost {
     double first_read = 0, again = 0, unit = 0;                          // `unit`: while all units multiply
     std::int32_t group = 1, unit_shift = 4, units = 8, ring_keys = 384;  // units of 1 << unit_shift query rows
