@@ -11,6 +11,9 @@
 namespace sapwood {
 namespace {
 
+// A narrower cover is taken if it needs no more than this of the time.
+constexpr double kMuchFaster = 0.98;
+
 WorkCounts capacity_for(const WorkCounts& needed, const DecodeLimits& asked, const SplitInput& input) {
     const auto room = [](std::int64_t asked_for, std::int64_t now, std::int64_t least) {
         return asked_for > 0 ? std::max(asked_for, now) : std::max(2 * now, least);
@@ -94,11 +97,13 @@ void DecodePlan::Impl::plan(const Forest& forest, const ForestOrder& order, cons
     const bool uneven = config.rows == 0 && split.makespan > 1.1 * split.even_share;
     for (CostModel narrow = model; uneven && narrow.capacity > 1 && order.requests.size() > 1;) {
         narrow.capacity = (narrow.capacity + 1) / 2;
+        // What loads more than fits the time already found is beaten however evenly it is spread, and narrower covers load more.
+        const double enough = kMuchFaster * split.makespan;
+        if (least_share(order, narrow, split_input()) >= enough) break;
         Cover other = make_cover(order, narrow);
         Split its = choose_split(order, other, narrow, split_input());
-        // What loads more than fits the time already found is beaten however evenly it is spread, and narrower covers load more.
         if (its.even_share > split.makespan) break;
-        if (its.makespan < 0.98 * split.makespan) {
+        if (its.makespan < enough) {
             model = narrow;
             cover = std::move(other);
             split = std::move(its);

@@ -85,6 +85,18 @@ bool RowLoad::very_heavy() const {
     return arithmetic_to_loads > kArithmeticToLoads || (arithmetic_to_loads > kNear && tiles > kTiles);
 }
 
+double least_share(const ForestOrder& order, const CostModel& model, const SplitInput& input) {
+    const ChunkCost cost = chunk_cost(model, input);
+    double all = 0;
+    for (const ForestOrder::Entry& entry : order.entries) {
+        const std::int32_t requests = entry.request_end - entry.request_begin;
+        const std::int32_t blocks = (requests + model.capacity - 1) / model.capacity;
+        all += static_cast<double>(entry.padded / abi::kChunkTokens) *
+               std::max(cost.first_read + (blocks - 1) * cost.again, cost.units_of(requests) * cost.unit);
+    }
+    return all * input.kv_heads / kHbmBytesPerMicrosecond;
+}
+
 Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel& model, const SplitInput& input) {
     std::vector<BlockSize> sizes;
     sizes.reserve(cover.blocks.size());

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <algorithm>
-#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -83,6 +82,9 @@ struct RowLoad {
 };
 RowLoad row_load(const ForestOrder& order, const CostModel& model, const SplitInput& input);
 
+/// No cover of this width has a smaller even share: each entry is loaded by as many blocks as its requests fill, at least.
+double least_share(const ForestOrder& order, const CostModel& model, const SplitInput& input);
+
 /// Chooses the item length for a cover: short items balance the blocks of the grid, long ones have fewer partial results.
 Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel& model, const SplitInput& input);
 
@@ -96,25 +98,23 @@ struct WorkCounts {
 class RowUnits {
 public:
     RowUnits() = default;
-    RowUnits(std::int32_t unit_rows, std::int32_t rows)
-        : shift_(static_cast<std::uint32_t>(std::countr_zero(static_cast<std::uint32_t>(unit_rows)))),
-          rows_(static_cast<std::uint32_t>(rows)) {}
+    RowUnits(std::int32_t unit_rows, std::int32_t rows) : of_warps_(unit_rows == 16), rows_(static_cast<std::uint32_t>(rows)) {}
 
     static constexpr std::uint32_t kSome = (1u << abi::kWholeShift) - 1;
-    /// Bit `unit` of kSome: some of its rows see the chunk. Bit abi::kWholeShift + `unit`: all of them see 16 keys. A chunk that is
-    /// patched later is not whole now: its tile is never called seen entirely, which is slower at most.
+    /// Bit `unit` of kSome: some of its rows see the chunk. Of warpgroups, bit abi::kWholeShift + `unit`: all of them see 16 keys.
+    /// A chunk that is patched later is not whole now: its tile is never called seen entirely, which is slower at most.
     std::uint32_t that_see(const abi::Chunk& chunk) const {
         if (chunk.row_begin == chunk.row_end) return 0;
-        const std::uint32_t first = chunk.row_begin >> shift_, first_whole = up(chunk.row_begin), end = up(chunk.row_end);
-        const std::uint32_t end_whole = chunk.row_end == rows_ ? end : chunk.row_end >> shift_;
-        const std::uint32_t some = below(end) & ~below(first), whole = below(end_whole) & ~below(first_whole);
-        return chunk.tokens == abi::kChunkTokens ? some | whole << abi::kWholeShift : some;
+        if (of_warps_) return range(chunk.row_begin / 16, (chunk.row_end + 15) / 16);
+        const std::uint32_t end = (chunk.row_end + 63) / 64, some = range(chunk.row_begin / 64, end);
+        if (chunk.tokens != abi::kChunkTokens) return some;
+        return some | range((chunk.row_begin + 63) / 64, chunk.row_end == rows_ ? end : chunk.row_end / 64) << abi::kWholeShift;
     }
 
 private:
-    static std::uint32_t below(std::uint32_t unit) { return (1u << unit) - 1; }
-    std::uint32_t up(std::uint32_t row) const { return (row + (1u << shift_) - 1) >> shift_; }
-    std::uint32_t shift_ = 4, rows_ = 0;
+    static std::uint32_t range(std::uint32_t begin, std::uint32_t end) { return ((1u << end) - 1) & ~((1u << begin) - 1); }
+    bool of_warps_ = true;
+    std::uint32_t rows_ = 0;
 };
 
 /// Items, requests and chunks, host side. Growth inside the last chunk of a node is patched through last_chunks.

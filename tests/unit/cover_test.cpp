@@ -9,6 +9,8 @@
 #include "oracle/fasttree_golden.h"
 #include "oracle/fasttree_planner.h"
 #include "plan/tiles.h"
+#include "plan/work_list.h"
+#include "support/random_drafts.h"
 #include "support/random_forest.h"
 #include "support/workload.h"
 #include "tree/forest_impl.h"
@@ -273,4 +275,34 @@ TEST_CASE("cover: the best of its decision space") {
     }
     CHECK(cut > 200);
     CHECK(nested > 5);
+}
+
+TEST_CASE("cover: none has a smaller even share than the bound by which its width is not tried") {
+    int reached = 0, drafts = 0;
+    for (std::uint64_t seed = 0; seed < 2'000; ++seed) {
+        Dice dice(seed + 4242);
+        Forest forest = support::random_forest(
+            dice, {.nodes = dice.between(3, 40), .requests = dice.between(5, 60), .longest = dice.one_of({20, 900})});
+        if (seed % 4 == 0) {
+            forest.add_draft(0, 1'000'000, support::random_draft(dice, 40));
+            ++drafts;
+        }
+        const ForestOrder order = order_of(forest);
+        CostModel model{.token_bytes = 512, .values_a_byte = 0.5, .capacity = dice.between(1, 8)};
+        model.partial_bytes = 512 * dice.one_of({0.3, 4.0, 40.0});
+        const SplitInput input = {.kv_heads = dice.one_of({1, 8}),
+                                  .group = dice.one_of({1, 4, 16}),
+                                  .resident_blocks = 132,
+                                  .sms = 132,
+                                  .unit_rows = dice.one_of({16, 64}),
+                                  .units = dice.one_of({2, 8}),
+                                  .ring_keys = dice.one_of({64, 384})};
+        const Split split = choose_split(order, make_cover(order, model), model, input);
+        const double least = least_share(order, model, input);
+        CAPTURE(seed);
+        REQUIRE(least <= split.even_share * (1 + 1e-9));
+        reached += least > split.even_share * (1 - 1e-9);
+    }
+    CHECK(reached > 200);
+    CHECK(drafts == 500);
 }
