@@ -82,10 +82,10 @@ private:
 
     double bytes(std::int64_t tokens) const { return static_cast<double>(tokens) * model_.token_bytes; }
 
-    /// What starting a block at request i reads again, inside the region below `top`.
-    double start_cost(std::int32_t i, std::int32_t begin, std::int64_t top_tokens) const {
+    /// What starting a block at request i costs, with what it reads again inside the region below `top`.
+    double start_cost(const CostModel& model, std::int32_t i, std::int32_t begin, std::int64_t top_tokens) const {
         const std::int64_t again = i == begin ? 0 : std::max<std::int64_t>(0, order_.shared[i] - top_tokens);
-        return model_.item_bytes + bytes(again) * model_.reread;
+        return model.item_bytes + static_cast<double>(again) * model.token_bytes * model.reread;
     }
 
     /// A cut at c: its requests in whole blocks of their own down to c, one partial result a crossing (two for the first cut on a
@@ -95,7 +95,8 @@ private:
         const std::int64_t all = entry.request_end - entry.request_begin, below = entry.request_end - first_below(c);
         const std::int64_t blocks = (all + model_.capacity - 1) / model_.capacity;
         const double again = bytes(end_of(order_, c) - top_tokens) * model_.reread;
-        return start_cost(entry.request_begin, begin, top_tokens) + static_cast<double>(blocks - 1) * (model_.item_bytes + again) +
+        return start_cost(model_, entry.request_begin, begin, top_tokens) +
+               static_cast<double>(blocks - 1) * (model_.item_bytes + again) +
                static_cast<double>(below) * model_.partial_bytes * (top < 0 ? 2 : 1) + below_[c];
     }
 
@@ -118,22 +119,17 @@ private:
                   [&](std::int32_t a, std::int32_t b) { return order_.entries[a].request_end < order_.entries[b].request_end; });
         auto edge = edges_.begin();
         std::int32_t edge_end = end_of_edge(edge);
-        // Copies: what is written could be the model's, for all that the compiler knows.
-        const double item_bytes = model_.item_bytes, token_bytes = model_.token_bytes, reread = model_.reread;
-        const std::int32_t capacity = model_.capacity;
-        const std::int64_t* const shared = order_.shared.data();
+        const CostModel model = model_;  // a copy: what is written could be the model's, for all that the compiler knows
         double* const best = best_.data();
         From* const from = from_.data();
         Start* head = window_.data();  // … tail: starts with rising costs
         Start* tail = head;
         best[begin] = 0;
-        double again = 0;  // as in start_cost, of a block that starts at j - 1
         for (std::int32_t j = begin + 1; j <= end; ++j) {
-            const double cost = best[j - 1] + (item_bytes + again * reread);
-            if (j < end) again = static_cast<double>(std::max<std::int64_t>(0, shared[j] - top_tokens)) * token_bytes;
+            const double cost = best[j - 1] + start_cost(model, j - 1, begin, top_tokens);
             while (tail > head && tail[-1].cost >= cost) --tail;
             *tail++ = {j - 1, cost};
-            while (head->start < j - capacity) ++head;
+            while (head->start < j - model.capacity) ++head;
             best[j] = head->cost;
             from[j] = {head->start, -1};
             for (; edge_end == j; edge_end = end_of_edge(++edge)) {

@@ -12,7 +12,7 @@ namespace sapwood {
 namespace {
 
 // A narrower cover is taken if it needs no more than this of the time.
-constexpr double kMuchFaster = 0.98;
+constexpr double kWorthwhile = 0.98;
 
 WorkCounts capacity_for(const WorkCounts& needed, const DecodeLimits& asked, const SplitInput& input) {
     const auto room = [](std::int64_t asked_for, std::int64_t now, std::int64_t least) {
@@ -98,7 +98,7 @@ void DecodePlan::Impl::plan(const Forest& forest, const ForestOrder& order, cons
     for (CostModel narrow = model; uneven && narrow.capacity > 1 && order.requests.size() > 1;) {
         narrow.capacity = (narrow.capacity + 1) / 2;
         // What loads more than fits the time already found is beaten however evenly it is spread, and narrower covers load more.
-        const double enough = kMuchFaster * split.makespan;
+        const double enough = kWorthwhile * split.makespan;
         if (least_share(order, narrow, split_input()) >= enough) break;
         Cover other = make_cover(order, narrow);
         Split its = choose_split(order, other, narrow, split_input());

@@ -27,6 +27,8 @@ constexpr double kPartialsInL2 = 16.0e6;
 constexpr double kNextItemMicroseconds = 0.7;
 // Steps of six percent towards item lengths that make whole rounds.
 constexpr int kFitSteps = 12;
+// Item lengths that are shorter are taken if they need less than this of the time.
+constexpr double kShorter = 0.999;
 
 }  // namespace
 
@@ -190,14 +192,14 @@ Split choose_split(const ForestOrder& order, const Cover& cover, const CostModel
             const double bytes = parts * model.partial_bytes * input.kv_heads;
             makespan += kMergeMicroseconds * microsecond + bytes * (bytes < 2 * kPartialsInL2 ? model.reread : 1.0) / workers;
         }
-        if (first || makespan < best.makespan * 0.999) {
+        if (first || makespan < best.makespan * kShorter) {
             best.item_cost = length;
             best.makespan = makespan;
         }
         first = false;
         if (input.aimed != 0) break;
         // What is tried from here on is merged: even shares and the shortest merge may take longer already.
-        if (best.makespan * 0.999 <= all * input.kv_heads / workers + kMergeMicroseconds * microsecond) break;
+        if (best.makespan * kShorter <= all * input.kv_heads / workers + kMergeMicroseconds * microsecond) break;
     }
     best.makespan /= microsecond;
     best.even_share = all_busy * input.kv_heads / workers / microsecond;
